@@ -1,0 +1,31 @@
+"""Deep equilibrium models for JAX and Flax."""
+
+from jdeq.diagnostics import spectral_radius
+from jdeq.fixed_point import backward_probe, check, fixed_point
+from jdeq.gradients import Implicit, Neumann, OneStep, Phantom, SharedInverse, Unrolled
+from jdeq.regularizers import JacobianSchedule, fixed_point_correction, jacobian_penalty
+from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
+from jdeq.types import Solution, SolverStats, Status
+
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "Implicit",
+    "JacobianSchedule",
+    "Neumann",
+    "NewtonKrylov",
+    "OneStep",
+    "Phantom",
+    "Picard",
+    "SharedInverse",
+    "Solution",
+    "SolverStats",
+    "Status",
+    "Unrolled",
+    "backward_probe",
+    "check",
+    "fixed_point",
+    "fixed_point_correction",
+    "jacobian_penalty",
+    "spectral_radius",
+]

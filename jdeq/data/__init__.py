@@ -1,0 +1,4 @@
+"""Readers and deterministic batching."""
+
+from jdeq.data.batches import Dataset, ShuffledBatches, padded_batches, random_shift
+from jdeq.data.digits import Digits, load_digits

@@ -1,0 +1,253 @@
+"""Diagnostics of a solve: spectral radius, adjoint residual, gradient error, a readable report."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jdeq import tree
+from jdeq.fixed_point import fixed_point
+from jdeq.gradients import Implicit
+from jdeq.iterate import resolution
+from jdeq.solvers import Anderson
+from jdeq.types import GradientRule, Solution, Solver, Status
+
+_SQUARINGS = 16
+
+
+def spectral_radius(
+    f: Callable[[PyTree, PyTree, PyTree], PyTree],
+    params: PyTree,
+    z: PyTree,
+    x: PyTree,
+    key: Key[Array, ""],
+    *,
+    num_products: int = 96,
+    batch_ndim: int = 1,
+) -> Float[Array, " *batch"]:
+    """Largest ``|lambda|`` of ``J = df/dz`` per sample, by Arnoldi's method.
+
+    ``J V = V H + h v e^T`` with orthonormal V; the answer is the spectral radius of the small H,
+    which has real and complex eigenvalues alike. A third of the products are power steps that
+    prepare the first column of V. Exact once V spans an invariant subspace, at the latest at d
+    columns (d the size of a sample).
+
+    With the default of 96 products at d = 256 within 0.1% for dense random (a disc), symmetric,
+    rotation, two-layer ReLU and low-rank Jacobians, 1.5% low where all eigenvalues share one
+    modulus (random orthogonal). Strongly non-normal ones (triangular, off-diagonal as large as
+    a dense random matrix; eigenvalue conditions of 1e4 to 1e10) within 1.2% in float64; within 2%
+    in float32 but for 1 matrix in 72, 2.1%, whose radius moves by 1% when its entries are rounded
+    to float32. The hardest lose accuracy as d grows: at d = 1024 up to 2.6% (one modulus) and
+    3.5% (non-normal, float32); with 192 products 0.9% and 1.5%.
+
+    Args:
+      f: the map ``f(params, z, x) -> z``, samples separate.
+      z: state to linearize at, normally ``solution.z``; float[*batch, ...] leaves.
+      key: random key, of the start vectors.
+      num_products: products ``J v`` in all, >= 1.
+      batch_ndim: number of sample axes, >= 0.
+    Returns:
+      one value per sample, float32 or wider; NaN where J is not finite. A constant for
+      differentiation.
+    Raises:
+      ValueError: if ``num_products`` < 1.
+    Cost: one evaluation of f and ``num_products`` products; ``m = 2/3 num_products`` copies of z in
+      float32 or wider (for a large model pass a few samples) and 17 m^3 multiplications per sample.
+    Source: Arnoldi (1951), Quart. Appl. Math. 9, 17-29. Deviation: the eigenvalues of H come from
+      Gelfand's formula ``rho(H) = lim ||H^k||^(1/k)`` at k = 2^16, by repeated squaring: jax has an
+      eigenvalue routine on CPU only. Off by ``cond^(1/k)``, 2e-4 for eigenvectors of condition 1e6.
+    """
+    if num_products < 1:
+        raise ValueError(f"jdeq.spectral_radius: num_products must be >= 1; got {num_products}")
+    params, z, x = lax.stop_gradient((params, z, x))
+    dtype, ndim = tree.accumulator(z), batch_ndim
+    warm = num_products // 3
+    size = min(num_products - warm, tree.sample_size(z, ndim))
+    axes = tree.varying_axes((params, z, x))
+    z, start = tree.vary((z, _unit(_normal_like(key, z, dtype), ndim)), axes)
+    _, linear = jax.linearize(lambda z: f(params, z, x), z)
+
+    def product(v: PyTree) -> PyTree:
+        return jax.tree.map(lambda w: w.astype(dtype), linear(tree.cast_like(v, z)))
+
+    def power(v: PyTree, _: None) -> tuple[PyTree, None]:
+        return _unit(product(v), ndim), None
+
+    first, _ = lax.scan(power, start, None, length=warm)
+    basis = tree.history_set(tree.history(first, size, ndim), jnp.int32(0), first, ndim)
+
+    def extend(basis: PyTree, step: Array) -> tuple[PyTree, Array]:
+        v = jax.tree.map(
+            lambda b: lax.dynamic_index_in_dim(b, step, axis=ndim, keepdims=False), basis
+        )
+        w = product(v)
+        scale = tree.norm(w, ndim)
+        column = jnp.zeros(())
+        for _ in range(2):  # once is not enough in float32
+            h = tree.history_dot(basis, w, ndim)
+            w = tree.subtract(w, tree.history_mix(basis, h, ndim))
+            column = column + h
+        height = tree.norm(w, ndim)
+        # Rounding is all that is left of w when the space is invariant: end it with a zero vector.
+        goes_on = height > 100 * jnp.finfo(dtype).eps * scale
+        following = tree.scale(jnp.where(goes_on, 1.0, 0.0), _unit(w, ndim))
+        # The last one has no slot: the update is clamped, and nothing reads the basis after it.
+        basis = tree.history_set(basis, step + 1, following, ndim)
+        return basis, column + height[..., None] * (jnp.arange(size) == step + 1)
+
+    _, columns = lax.scan(extend, basis, jnp.arange(size, dtype=jnp.int32))
+    return lax.stop_gradient(_gelfand(jnp.moveaxis(columns, 0, -1)))
+
+
+def _gelfand(matrix: Float[Array, " *batch n n"]) -> Float[Array, " *batch"]:
+    """``||M^k||^(1/k)`` at k = 2^16, which tends to the spectral radius from above."""
+    logarithm = jnp.zeros(())
+    for doubling in range(_SQUARINGS + 1):
+        size = jnp.sqrt(jnp.sum(matrix**2, axis=(-2, -1)))
+        logarithm = logarithm + jnp.log(size) / 2**doubling
+        matrix = matrix / jnp.where(size == 0, 1.0, size)[..., None, None]
+        matrix = jnp.matmul(matrix, matrix, precision=lax.Precision.HIGHEST)
+    return jnp.exp(logarithm)
+
+
+def adjoint_residual(
+    f: Callable[[PyTree, PyTree, PyTree], PyTree],
+    params: PyTree,
+    z: PyTree,
+    x: PyTree,
+    w: PyTree,
+    ct: PyTree,
+    *,
+    batch_ndim: int = 1,
+) -> Float[Array, " *batch"]:
+    """Residual of the adjoint equation per sample, ``||J^T w + ct - w|| / ||J^T w + ct||``.
+
+    Zero where w is the adjoint that implicit differentiation multiplies ``df/dtheta`` by.
+
+    Args:
+      f: the map ``f(params, z, x) -> z``, samples separate.
+      z: state to linearize at, normally ``solution.z``; float[*batch, ...] leaves.
+      w, ct: candidate adjoint and cotangent of the loss, shaped like z.
+      batch_ndim: number of sample axes, >= 0.
+    Returns:
+      one value per sample, float32 or wider; 0 where w solves the equation exactly.
+    Cost: one evaluation of f and one transposed product.
+    """
+    _, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
+    image = tree.add(pullback(w)[0], ct)
+    absolute = tree.norm(tree.subtract(image, w), batch_ndim)
+    exact = absolute == 0
+    return jnp.where(exact, 0.0, absolute / jnp.where(exact, 1.0, tree.norm(image, batch_ndim)))
+
+
+class GradientComparison(NamedTuple):
+    """Result of :func:`gradient_cosine`.
+
+    Attributes:
+      cosine: of the angle between the gradient and the reference; 1 where both are zero.
+      relative_error: ``||gradient - reference|| / ||reference||``.
+      reference_residual: largest relative residual of the reference's solve and its adjoint solve:
+        how far the reference itself can be trusted (times ``1 / (1 - rho)``).
+    """
+
+    cosine: Float[Array, ""]
+    relative_error: Float[Array, ""]
+    reference_residual: Float[Array, ""]
+
+
+def gradient_cosine(
+    f: Callable[[PyTree, PyTree, PyTree], PyTree],
+    params: PyTree,
+    z0: PyTree,
+    x: PyTree,
+    loss: Callable[[PyTree], Float[Array, ""]],
+    *,
+    solver: Solver = Anderson(),  # noqa: B008
+    gradient: GradientRule = Implicit(),  # noqa: B008
+    rtol: float = 1e-3,
+    max_steps: int = 40,
+    tighten: float = 1e-3,
+    batch_ndim: int = 1,
+) -> GradientComparison:
+    """Cosine and relative error of ``d loss(z*) / d params`` against a tighter ``Implicit`` solve.
+
+    The reference uses the same solver, ``rtol * tighten`` (but not below 16 times what the dtype of
+    z0 resolves) and ten times the steps, forward and backward. It says
+    what a loose tolerance or an approximate rule costs in gradient quality.
+
+    Args:
+      f, params, z0, x, solver, gradient, rtol, max_steps, batch_ndim: as in
+        :func:`jdeq.fixed_point`.
+      loss: scalar loss of the state.
+      tighten: in (0, 1), factor on rtol for the reference.
+    Raises:
+      ValueError: if ``tighten`` lies outside (0, 1).
+    Cost: the solve asked for, forward and backward, and the reference's, from its solution.
+    """
+    if not 0.0 < tighten < 1.0:
+        raise ValueError(f"jdeq.gradient_cosine: tighten must lie in (0, 1); got {tighten}")
+
+    def objective(params, rule, rtol, max_steps, z0, probe):
+        solution = fixed_point(
+            f, params, z0, x, solver=solver, gradient=rule, rtol=rtol, max_steps=max_steps,
+            batch_ndim=batch_ndim, probe=probe,
+        )  # fmt: skip
+        return loss(solution.z), solution
+
+    differentiate = jax.grad(objective, argnums=(0, 5), has_aux=True)
+    (ours, _), solution = differentiate(params, gradient, rtol, max_steps, z0, None)
+    tight = max(rtol * tighten, 16 * resolution(jax.tree.map(jnp.asarray, z0)))
+    probe = jnp.zeros(2)
+    (reference, backward), solution = differentiate(
+        params, Implicit(), tight, 10 * max_steps, lax.stop_gradient(solution.z), probe
+    )
+    size, reference_size = tree.norm(ours, 0), tree.norm(reference, 0)
+    error = tree.norm(tree.subtract(ours, reference), 0)
+    scale = size * reference_size
+    cosine = jnp.where(scale == 0, error == 0, tree.dot(ours, reference, 0) / _or_one(scale))
+    return GradientComparison(
+        cosine=cosine,
+        relative_error=jnp.where(error == 0, 0.0, error / reference_size),
+        reference_residual=jnp.maximum(jnp.max(solution.stats.residual), backward[1]),
+    )
+
+
+def convergence_report(solution: Solution) -> str:
+    """A short summary: samples per status, least, median and most evaluations, largest residual.
+
+    Args:
+      solution: of :func:`jdeq.fixed_point`, with concrete values (outside jit).
+    Returns:
+      two lines, such as
+      ``64 samples: 62 CONVERGED, 2 MAX_STEPS`` and
+      ``nfe 4 / 7 / 40 (min / median / max), residual at most 2.1e-02``.
+    """
+    nfe, residual, status = (np.asarray(value).ravel() for value in solution.stats)
+    counts = [(np.sum(status == kind), kind.name) for kind in Status]
+    ends = ", ".join(f"{count} {name}" for count, name in counts if count)
+    noun = "sample" if status.size == 1 else "samples"
+    return (
+        f"{status.size} {noun}: {ends}\n"
+        f"nfe {nfe.min()} / {np.median(nfe):g} / {nfe.max()} (min / median / max), "
+        f"residual at most {residual.max():.1e}"
+    )
+
+
+def _normal_like(key: Array, like: PyTree, dtype: Any) -> PyTree:
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [jax.random.normal(k, a.shape, dtype) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def _unit(a: PyTree, ndim: int) -> PyTree:
+    """Each sample scaled to length 1, or left at 0."""
+    return tree.scale(1.0 / _or_one(tree.norm(a, ndim)), a)
+
+
+def _or_one(a: Array) -> Array:
+    return jnp.where(a == 0, 1.0, a)

@@ -1,0 +1,246 @@
+"""The entry point: check the arguments, pull captured arrays out of f, hand over to the gradient
+rule.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax import core
+from jax.experimental import checkify
+from jaxtyping import Array, Float, PyTree
+
+from jdeq import tree
+from jdeq.gradients import Implicit
+from jdeq.iterate import resolution
+from jdeq.solvers import Anderson
+from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status
+
+
+def fixed_point(
+    f: ParamMap,
+    params: PyTree,
+    z0: PyTree,
+    x: PyTree,
+    *,
+    solver: Solver = Anderson(),  # noqa: B008
+    gradient: GradientRule = Implicit(),  # noqa: B008
+    rtol: float = 1e-3,
+    atol: float = 0.0,
+    max_steps: int = 40,
+    batch_ndim: int = 1,
+    causal: bool = False,
+    trace: bool = False,
+    probe: Float[Array, "*batch 2"] | None = None,
+) -> Solution:
+    """Solve ``z = f(params, z, x)`` for each sample of a batch, and make the solution
+    differentiable.
+
+    A sample is done when ``||f(z) - z|| <= atol + rtol ||f(z)||``, norms over all its leaves.
+    Samples do
+    not affect each other: iterates, counts, status and gradient are those of the sample alone.
+
+    Args:
+      f: a pure map ``f(params, z, x) -> z`` that treats samples separately. It may capture traced
+        arrays: they receive gradients too. Its result is cast to the dtypes of ``z0``.
+      params: pytree of arrays.
+      z0: initial state, a pytree of floating leaves whose first ``batch_ndim`` axes index samples.
+        Its gradient is zero except with ``Unrolled``.
+      x: injection, pytree of arrays.
+      solver: how to iterate.
+      gradient: how the solution is differentiated.
+      rtol, atol: tolerances, >= 0. A tolerance below what the dtype of ``z0`` can reach is a
+        warning, and the solve stops when it stagnates.
+      max_steps: budget, >= 1; a step of Picard, Anderson and Broyden is one evaluation, the first
+        included.
+      batch_ndim: number of sample axes, >= 0.
+      causal: the axis after the batch axes is a sequence, and what happens at a position depends
+        on positions up to it only (provided f is causal): mixing, stop and freezing are per
+        position, statistics have one entry per position.
+      trace: also return the residual of each step.
+      probe: ``jdeq.backward_probe()``; its gradient is the report of the backward solve.
+
+    Returns:
+      ``Solution(z, stats, trace)``: z is the finite iterate with the smallest residual seen (with
+      ``Unrolled`` and ``causal=True`` the last one), ``stats`` its residual, the evaluations spent
+      and the status of each sample.
+
+    Raises:
+      ValueError, TypeError: at trace time, for static facts that cannot be. Nothing is raised for a
+      solve that fails: see ``stats.status`` and :func:`jdeq.check`.
+
+    Cost: ``nfe`` evaluations of f, memory constant in ``max_steps`` except with ``Unrolled``; f is
+      traced once per call.
+
+    Example:
+      >>> import jax.numpy as jnp, jdeq
+      >>> x = jnp.ones((2, 3))
+      >>> f = lambda w, z, x: jnp.tanh(w * z + x)
+      >>> sol = jdeq.fixed_point(f, 0.5, jnp.zeros_like(x), x)
+      >>> [jdeq.Status(status).name for status in sol.stats.status.tolist()]
+      ['CONVERGED', 'CONVERGED']
+    """
+    _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, probe)
+    params, z0, x = jax.tree.map(jnp.asarray, (params, z0, x))
+    _check_state(z0, batch_ndim + causal)
+    _check_probe(probe, tree.batch_shape(z0, batch_ndim))
+    # One mark for all under shard_map: the loop mixes them anyway, and f is traced only once.
+    axes = tree.varying_axes((params, z0, x))
+    params, z0, x = tree.vary((params, z0, x), axes)
+    traced, captured = _Traced.trace(f, params, z0, x)
+    if rtol < resolution(z0) and atol == 0:
+        warnings.warn(
+            f"jdeq.fixed_point: rtol={rtol:g} is below the resolution {resolution(z0):.1e} of the "
+            "state's dtype; the solve stops when it stagnates",
+            stacklevel=2,
+        )
+    problem = Problem(traced, solver, rtol, atol, max_steps, batch_ndim, causal, trace)
+    return _run(problem, gradient, (params, captured), z0, x, probe)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(problem: Problem, gradient: GradientRule, params, z0, x, probe) -> Solution:
+    return gradient.solve(problem, params, z0, x, probe)
+
+
+def backward_probe(*batch: int) -> Float[Array, "*batch 2"]:
+    """Zeros to pass as ``probe``: their gradient is (nfe, relative residual) of the backward solve.
+
+    Without arguments the mean nfe and the largest residual over the batch; with the batch shape
+    one row per sample. A program that passes one probe to several solves gets the sum.
+    """
+    return jnp.zeros((*batch, 2), jnp.float32)
+
+
+def check(solution: Solution) -> Solution:
+    """Return ``solution`` if every sample converged, else raise.
+
+    Outside jit a ``FloatingPointError`` that counts the bad samples; inside jit through
+    ``jax.experimental.checkify``, whose functionalisation the caller provides.
+    """
+    status = solution.stats.status
+    good = jnp.all(status == Status.CONVERGED)
+    message = (
+        "jdeq.check: not every sample converged: {steps} hit max_steps, {nonfinite} non-finite, "
+        "{diverged} diverged, of {total}; largest residual {residual}"
+    )
+    facts = {
+        "steps": jnp.sum(status == Status.MAX_STEPS),
+        "nonfinite": jnp.sum(status == Status.NONFINITE),
+        "diverged": jnp.sum(status == Status.DIVERGED),
+        "total": jnp.asarray(status.size),
+        "residual": jnp.max(solution.stats.residual),
+    }
+    if isinstance(good, core.Tracer):
+        checkify.check(good, message, **facts)  # pyright: ignore[reportArgumentType]
+    elif not good:
+        raise FloatingPointError(message.format(**{k: v.item() for k, v in facts.items()}))
+    return solution
+
+
+class _Traced:
+    """f traced once, with the arrays it captures as arguments: ``f((params, captured), z, x)``.
+
+    Equal when made from the same function with the same program, so that eager calls with equal
+    arguments compile once, also if the values captured have changed.
+    """
+
+    def __init__(self, f: Any, jaxpr: Any, out: Any):
+        # Neither f nor what it captured is kept: this object outlives the call in a cache.
+        self._key = hash(f) if isinstance(f, Hashable) else id(f)
+        self._jaxpr, self._out = jaxpr, out
+
+    @classmethod
+    def trace(cls, f: Any, params: PyTree, z0: PyTree, x: PyTree) -> tuple["_Traced", list]:
+        """f traced, and the arrays it captured."""
+        # A new function each time: JAX would answer from its cache, with arrays captured earlier.
+        fresh = lambda params, z, x: f(params, z, x)  # noqa: E731
+        jaxpr, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
+        _check_output(z0, out)
+        return cls(f, jaxpr.jaxpr, jax.tree.structure(out)), jaxpr.consts
+
+    def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
+        params, captured = params
+        leaves = jax.tree.leaves((params, z, x))
+        closed = jax.extend.core.ClosedJaxpr(self._jaxpr, captured)
+        out = jax.tree.unflatten(self._out, jax.extend.core.jaxpr_as_fun(closed)(*leaves))
+        return tree.vary(tree.cast_like(out, z), tree.varying_axes(z))
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return str(self._jaxpr)
+
+    def __hash__(self) -> int:
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, _Traced) and self._key == other._key and self._text == other._text
+        )
+
+
+def _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, probe) -> None:
+    name = "jdeq.fixed_point"
+    if not isinstance(solver, Solver):
+        raise TypeError(f"{name}: solver must be a solver such as jdeq.Anderson(); got {solver!r}")
+    if not isinstance(gradient, GradientRule):
+        raise TypeError(f"{name}: gradient must be a rule, such as Implicit(); got {gradient!r}")
+    for option, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, core.Tracer) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {option} must be a finite number >= 0; got {value}")
+    for option, value, least in (("max_steps", max_steps, 1), ("batch_ndim", batch_ndim, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: {option} must be an integer >= {least}; got {value}")
+    gradient.validate(solver)
+    if causal and not solver.causal:
+        raise ValueError(
+            f"{name}: causal=True needs a solver that can step each position for itself (Picard, "
+            f"Anderson, Broyden); got {solver}"
+        )
+    if probe is not None and not gradient.has_probe:
+        raise ValueError(
+            f"{name}: probe reports on a backward solve, and {gradient} has none; use "
+            "jdeq.Implicit() or jdeq.SharedInverse()"
+        )
+
+
+def _check_state(z0: PyTree, ndim: int) -> None:
+    leaves = jax.tree.leaves(z0)
+    if not leaves:
+        raise ValueError("jdeq.fixed_point: z0 must have at least one leaf; got none")
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"jdeq.fixed_point: z0 must have floating leaves; got {leaf.dtype}")
+    shapes = [leaf.shape for leaf in leaves]
+    if any(len(s) < ndim for s in shapes) or len({s[:ndim] for s in shapes}) > 1:
+        raise ValueError(
+            f"jdeq.fixed_point: the leaves of z0 must share their first {ndim} axes "
+            f"(batch_ndim, and the sequence if causal); got shapes {shapes}"
+        )
+
+
+def _check_probe(probe: Array | None, batch: tuple[int, ...]) -> None:
+    if probe is None:
+        return
+    shape, dtype = jnp.shape(probe), jnp.result_type(probe)
+    if shape not in ((2,), (*batch, 2)) or dtype != jnp.float32:
+        raise ValueError(
+            "jdeq.fixed_point: probe must be jdeq.backward_probe(), float32 of shape (2,) or "
+            f"{(*batch, 2)}; got {dtype} of shape {shape}"
+        )
+
+
+def _check_output(z0: PyTree, out: PyTree) -> None:
+    want, got = jax.tree.structure(z0), jax.tree.structure(out)
+    if want != got:
+        raise TypeError(f"jdeq.fixed_point: f must keep the structure of z, {want}; got {got}")
+    for old, new in zip(jax.tree.leaves(z0), jax.tree.leaves(out), strict=True):
+        if old.shape != new.shape:
+            raise ValueError(
+                f"jdeq.fixed_point: f must keep the shapes of z, {old.shape}; got {new.shape}"
+            )

@@ -1,0 +1,183 @@
+"""The only loop: stopping, per-sample freezing, the iterate to return, the non-finite guard, the
+trace.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from jdeq import tree
+from jdeq.types import Map, Solution, Solver, SolverStats, Status
+
+_RUNNING = -1
+_DIVERGENCE_FACTOR = 1e6
+_PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
+
+
+def resolution(z: PyTree) -> float:
+    """Relative residual that rounding alone can leave: half a unit of the coarsest dtype of
+    ``z``.
+    """
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z)) / 2
+
+
+class _Progress(NamedTuple):
+    step: Int[Array, ""]  # init or solver steps taken
+    state: Any  # the solver's
+    z: PyTree  # the iterate to return
+    residual: Float[Array, " *batch"]  # its relative residual
+    nfe: Int[Array, " *batch"]
+    status: Int[Array, " *batch"]  # a Status, or _RUNNING
+    stale: Int[Array, " *batch"] | None  # steps since the residual last improved
+    trace: Float[Array, " max_steps *batch"] | None
+
+
+def iterate(
+    f: Map,
+    solver: Solver,
+    z0: PyTree,
+    *,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    ndim: int,
+    causal: bool = False,
+    trace: bool = False,
+    freeze: bool = False,
+    unroll: bool = False,
+    checkpoint: bool = False,
+) -> tuple[Solution, Any]:
+    """Run ``solver`` on ``z = f(z)`` until every sample is done; return the solution and the last
+    state.
+
+    A sample is done when ``||f(z) - z|| <= atol + rtol ||f(z)||``, when it turned non-finite or
+    diverged, or when the budget is spent. What is returned for it does not change afterwards.
+
+    Args:
+      f: the map, of the state alone.
+      z0: float[*batch, ...] leaves; the first ``ndim`` axes index samples.
+      causal: the last sample axis is a sequence: a position is done when it and all before it are,
+        and is then held fixed; the last iterate is returned, whose positions were evaluated
+        together.
+      freeze: hold the whole solver state of a sample that is done (else only what is returned).
+      unroll: differentiable by backpropagation, and return the last iterate after ``max_steps``
+        updates instead of the best one seen. ``checkpoint`` recomputes each step in reverse.
+    Cost: evaluations as reported in ``nfe``; a solve whose budget is a single evaluation of f, and
+      an unrolled one, spend one more to know the residual of the state they return.
+    """
+    state = solver.init(f, z0, ndim=ndim)
+    residual, size = _measure(state, ndim)
+    reference = residual + size
+    stagnates = rtol < resolution(z0) and not unroll
+    zeros = jnp.zeros_like(residual, jnp.int32)
+    progress = _Progress(
+        step=jnp.int32(0),
+        state=state,
+        z=state.z,
+        residual=jnp.full_like(residual, jnp.inf),
+        nfe=zeros,
+        status=jnp.full_like(zeros, _RUNNING),
+        stale=zeros if stagnates else None,
+        trace=_empty_trace(residual, max_steps) if trace else None,
+    )
+    # A loop's carry must keep its mark under shard_map, and counters start without it.
+    progress = tree.vary(progress, tree.varying_axes(residual))
+    last = unroll or causal
+
+    def observe(p: _Progress, state: Any) -> _Progress:
+        """Judge the newest evaluation and keep what is to be returned."""
+        running = p.status == _RUNNING
+        absolute, size = _measure(state, ndim)
+        finite = jnp.isfinite(absolute) & jnp.isfinite(size)
+        relative = jnp.where(finite, _ratio(absolute, size), jnp.inf)
+        passed = finite & (absolute <= atol + rtol * size)
+        keep = running & finite if last else running & (passed | (relative < p.residual))
+        if causal:
+            settled = (passed & running) | (p.status >= 0)
+            passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
+        status = jnp.where(passed, Status.CONVERGED, _RUNNING)
+        status = jnp.where(absolute > _DIVERGENCE_FACTOR * reference, Status.DIVERGED, status)
+        status = jnp.where(finite, status, Status.NONFINITE)
+        stale = None
+        if p.stale is not None:
+            stale = jnp.where(relative < 0.99 * p.residual, 0, p.stale + 1)
+            spent = (status == _RUNNING) & (stale >= _PATIENCE)
+            status = jnp.where(spent, Status.MAX_STEPS, status)
+        record = p.trace
+        if record is not None:
+            now = jnp.where(running, relative, jnp.nan)
+            # An unrolled solve takes one closing evaluation more than it has rows.
+            row = jnp.minimum(p.step, max_steps - 1)
+            record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
+        return _Progress(
+            step=p.step + 1,
+            state=state,
+            z=tree.select(keep, state.z, p.z),
+            residual=jnp.where(keep, relative, p.residual),
+            nfe=p.nfe + jnp.where(running, solver.cost(state), 0).astype(jnp.int32),
+            status=jnp.where(running, status, p.status).astype(jnp.int32),
+            stale=stale,
+            trace=record,
+        )
+
+    def advance(p: _Progress) -> _Progress:
+        if not (freeze or last):
+            return observe(p, solver.step(f, p.state, ndim=ndim))
+        running = p.status == _RUNNING
+
+        def held(z: PyTree) -> PyTree:
+            return f(tree.select(running, z, p.state.z))
+
+        state = solver.step(held, p.state, ndim=ndim)
+        return observe(p, tree.select(running, state, p.state))
+
+    def unfinished(p: _Progress) -> Array:
+        return jnp.any(p.status == _RUNNING)
+
+    progress = observe(progress, progress.state)
+    if unroll:
+        body = jax.checkpoint(advance) if checkpoint else advance
+
+        def scanned(p, _):
+            return lax.cond(unfinished(p), body, lambda p: p, p), None
+
+        progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
+    else:
+        progress = lax.while_loop(lambda p: (p.step < max_steps) & unfinished(p), advance, progress)
+    if unroll or max_steps == 1:
+        progress = advance(progress)
+    status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
+    stats = SolverStats(progress.nfe, progress.residual, status)
+    return Solution(progress.z, stats, progress.trace), progress.state
+
+
+def _measure(state: Any, ndim: int) -> tuple[Array, Array]:
+    """Norms of the residual and of f(z), per sample, without gradient: they only decide."""
+    z, fz = lax.stop_gradient((state.z, state.fz))
+    residual = tree.subtract(fz, z)
+    absolute, size = tree.norm(residual, ndim), tree.norm(fz, ndim)
+    lift = 1.0 / float(jnp.finfo(absolute.dtype).tiny) ** 0.5
+
+    def careful() -> tuple[Array, Array]:
+        """Squares of tiny entries underflow: measure those samples again, lifted."""
+
+        def lifted(a: PyTree, length: Array) -> Array:
+            raised = jax.tree.map(lambda leaf: lift * leaf.astype(length.dtype), a)
+            return jnp.where(length < 1e3 / lift, tree.norm(raised, ndim) / lift, length)
+
+        return lifted(residual, absolute), lifted(fz, size)
+
+    tiny = jnp.any(jnp.minimum(absolute, size) < 1e3 / lift)
+    return lax.cond(tiny, careful, lambda: (absolute, size))
+
+
+def _ratio(absolute: Array, size: Array) -> Array:
+    """``absolute / size`` with 0 / 0 = 0: a fixed point at the origin is exact."""
+    return jnp.where(absolute == 0, 0.0, absolute / jnp.where(absolute == 0, 1.0, size))
+
+
+def _empty_trace(residual: Array, max_steps: int) -> Array:
+    return jnp.full_like(jnp.repeat(residual[None], max_steps, axis=0), jnp.nan)

@@ -1,0 +1,131 @@
+"""The DEQ module for Flax Linen."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import errors
+from jaxtyping import Array, Float, PyTree
+
+from jdeq.fixed_point import fixed_point
+from jdeq.gradients import Implicit
+from jdeq.regularizers import jacobian_penalty
+from jdeq.solvers import Anderson
+from jdeq.types import GradientRule, ParamMap, Solution, Solver
+
+COLLECTION = "jdeq"
+"""Where a DEQ sows its statistics, when the caller makes it mutable."""
+
+
+class DEQ(nn.Module):
+    """Implicit layer ``z* = cell(z*, x)`` around any Linen module called as ``cell(z, x)``.
+
+    The cell is initialised by one call. One key per random stream (dropout) is drawn per call and
+    used at every evaluation, forward and backward. With ``mutable=["jdeq"]`` the layer sows
+    ``nfe``, ``residual`` and ``status``, one entry per sample; if a key for the stream
+    ``"jacobian"`` is given too, also ``jacobian_penalty``, with the randomness of the solve.
+
+    Attributes:
+      cell: the map; its parameters live under this module as ``cell``.
+      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace: as in
+        :func:`jdeq.fixed_point`.
+      num_probes: probes of the Jacobian penalty, >= 1.
+    Raises:
+      ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say).
+    Cost: that of :func:`jdeq.fixed_point`; the penalty one product and its gradient.
+    """
+
+    cell: nn.Module
+    solver: Solver = Anderson()  # noqa: RUF009
+    gradient: GradientRule = Implicit()  # noqa: RUF009
+    rtol: float = 1e-3
+    atol: float = 0.0
+    max_steps: int = 40
+    batch_ndim: int = 1
+    causal: bool = False
+    trace: bool = False
+    num_probes: int = 1
+
+    @nn.compact
+    def __call__(
+        self,
+        x: PyTree,
+        z0: PyTree | None = None,
+        *,
+        probe: Float[Array, "*probe 2"] | None = None,
+    ) -> Solution:
+        """Solve for x from z0 (None: ``cell.initial_state(x)`` where the cell has it, else
+        zeros).
+        """
+        if z0 is None:
+            z0 = initial_state(self.cell, x)
+        if self.is_initializing():
+            self.cell(z0, x)
+        f, variables = self._pure_cell(z0, x)
+        solution = fixed_point(
+            f,
+            variables,
+            z0,
+            x,
+            solver=self.solver,
+            gradient=self.gradient,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+            batch_ndim=self.batch_ndim,
+            causal=self.causal,
+            trace=self.trace,
+            probe=probe,
+        )
+        if self.is_mutable_collection(COLLECTION) and not self.is_initializing():
+            for name, value in solution.stats._asdict().items():
+                self.sow(COLLECTION, name, value)
+            if self.has_rng("jacobian"):
+                penalty = jacobian_penalty(
+                    f,
+                    variables,
+                    solution.z,
+                    x,
+                    self.make_rng("jacobian"),
+                    num_probes=self.num_probes,
+                    batch_ndim=self.batch_ndim,
+                )
+                self.sow(COLLECTION, "jacobian_penalty", penalty)
+        return solution
+
+    def _pure_cell(self, z0: PyTree, x: PyTree) -> tuple[ParamMap, PyTree]:
+        """``f(variables, z, x)`` with the randomness of this call, and the variables."""
+        cell, variables = self.cell.unbind()
+        scope = self.cell.scope
+        streams = [] if scope is None else [name for name in scope.rngs if name != "jacobian"]
+        keys = {name: self.cell.make_rng(name) for name in streams}
+
+        def f(variables: PyTree, z: PyTree, x: PyTree) -> PyTree:
+            return cell.apply(variables, z, x, rngs=keys)
+
+        try:
+            jax.eval_shape(f, variables, z0, x)
+        except errors.ModifyScopeVariableError as error:
+            raise ValueError(_writes_message(cell, variables, keys, z0, x)) from error
+        return f, variables
+
+
+def initial_state(cell: Any, x: PyTree) -> PyTree:
+    """``cell.initial_state(x)`` where the cell defines it, else zeros like x."""
+    if hasattr(cell, "initial_state"):
+        return cell.initial_state(x)
+    return jax.tree.map(jax.numpy.zeros_like, x)
+
+
+def _writes_message(cell: nn.Module, variables: PyTree, keys: PyTree, z0: PyTree, x: PyTree) -> str:
+    """Name the collections that the cell writes."""
+
+    def written(variables):
+        return cell.apply(variables, z0, x, rngs=keys, mutable=nn.DenyList("params"))[1]
+
+    names = ", ".join(sorted(jax.eval_shape(written, variables)))
+    return (
+        f"jdeq.linen.DEQ: the cell must not write variables while it is solved; it writes {names}. "
+        "Use GroupNorm or LayerNorm inside the cell, or BatchNorm with use_running_average=True, "
+        "and BatchNorm in training mode outside the DEQ"
+    )

@@ -1,0 +1,8 @@
+"""Fixed-point solvers, one method per file."""
+
+from jdeq.solvers.anderson import Anderson
+from jdeq.solvers.broyden import Broyden
+from jdeq.solvers.newton_krylov import NewtonKrylov
+from jdeq.solvers.picard import Picard
+
+__all__ = ["Anderson", "Broyden", "NewtonKrylov", "Picard"]

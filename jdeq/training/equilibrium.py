@@ -1,0 +1,45 @@
+"""The fixed-point problem inside a model, taken out so that it can be looked at."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from jdeq.linen import DEQ, initial_state
+
+PyTree = Any
+
+
+class Equilibrium(NamedTuple):
+    """``z = f(params, z, x)`` from ``z0``, as a model's DEQ poses it."""
+
+    f: Callable[[PyTree, PyTree, PyTree], PyTree]
+    params: PyTree
+    z0: PyTree
+    x: PyTree
+
+
+def equilibrium_of(model: nn.Module, variables: dict[str, PyTree], *inputs: Any) -> Equilibrium:
+    """The problem of the first `jdeq.linen.DEQ` that ``model(*inputs)`` calls; without dropout.
+
+    Pure: inside jit the parts are tracers of the same trace.
+
+    Raises:
+      ValueError: if the model calls no DEQ.
+    Cost: one evaluation of the model, most of which jit drops.
+    """
+    found: list[Equilibrium] = []
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, DEQ) and context.method_name == "__call__" and not found:
+            cell, params = context.module.cell.unbind()
+            x = args[0]
+            z0 = initial_state(cell, x)
+            found.append(Equilibrium(lambda p, z, x: cell.apply(p, z, x), params, z0, x))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, *inputs)
+    if not found:
+        raise ValueError("jdeq.training.equilibrium_of: the model calls no jdeq.linen.DEQ")
+    return found[0]

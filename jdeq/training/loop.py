@@ -1,0 +1,140 @@
+"""The training loop: everything on the host between two steps, and nothing about any task."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jdeq.regularizers import JacobianSchedule
+from jdeq.training.checkpoints import Checkpoints
+from jdeq.training.metrics import Metrics, Sink, summarize
+from jdeq.training.state import TrainState
+from jdeq.training.step import TrainStep
+from jdeq.training.stop import StopRequest
+
+
+class NonFiniteError(RuntimeError):
+    """Training was given up after too many non-finite steps in a row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Train with ``step`` while fewer than ``until`` steps have been taken."""
+
+    until: int
+    step: TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Takes the steps of a run, from wherever its state stands.
+
+    Deterministic: the parameters after step n depend on the initial state and n only, however
+    often the run was stopped and resumed on the way.
+
+    Args:
+      phases: in order of ``until``; the last one's is the length of the run.
+      batch_at: the batch at a position of the data; the position is the step.
+      batch_size: examples in it.
+      schedule: when and how strongly the Jacobian penalty applies.
+      hooks: ``{every: hook}``: after every so many steps and after the last one, ``hook(state)``
+        gives (kind, metrics) for the sinks.
+      log_every: steps summed up in one "train" record.
+      save_every: steps between checkpoints.
+      max_skipped: non-finite steps in a row after which to give up.
+      learning_rate: by step, for the record only.
+    """
+
+    phases: Sequence[Phase]
+    batch_at: Callable[[int], Any]
+    batch_size: int
+    schedule: JacobianSchedule
+    hooks: Sequence[tuple[int, Callable[[TrainState], tuple[str, Metrics]]]]
+    log_every: int
+    save_every: int
+    max_skipped: int
+    learning_rate: Callable[[int], Any]
+
+    def run(
+        self,
+        state: TrainState,
+        *,
+        checkpoints: Checkpoints,
+        sinks: Sequence[Sink],
+        stop: StopRequest,
+        extra: dict[str, Any],
+    ) -> TrainState:
+        """Train until the last step or ``stop``; saved either way.
+
+        Args:
+          state: where to start; donated.
+          checkpoints: where to save.
+          sinks: what is told.
+          stop: read after every step.
+          extra: JSON saved beside each state; its "train_seconds", the time that earlier parts of
+            the run took, is kept up to date.
+        Returns:
+          the last state.
+        Raises:
+          NonFiniteError: after ``max_skipped`` non-finite steps in a row; nothing is saved then,
+            so that the last checkpoint stands before the trouble.
+        """
+        total = self.phases[-1].until
+        begin = time.perf_counter() - extra["train_seconds"]
+        position, records = int(state.step), []
+        while position < total and not stop:
+            state, metrics = self._step(state, position)
+            position += 1
+            records.append(metrics)
+            if int(state.skipped_in_row) >= self.max_skipped:
+                raise NonFiniteError(self._non_finite_report(state, metrics))
+            if position % self.log_every == 0 or position == total or stop:
+                for sink in sinks:
+                    sink.write(position, "train", self._record(records, position))
+                records = []
+            for every, hook in self.hooks:
+                if position == total or (position % every == 0 and not stop):
+                    kind, values = hook(state)
+                    for sink in sinks:
+                        sink.write(position, kind, values)
+            if position % self.save_every == 0 and position < total and not stop:
+                extra["train_seconds"] = time.perf_counter() - begin
+                checkpoints.save(state, extra)
+        extra["train_seconds"] = time.perf_counter() - begin
+        checkpoints.save(state, extra)
+        return state
+
+    def _step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
+        phase = next(phase for phase in self.phases if position < phase.until)
+        start = time.perf_counter()
+        state, metrics = phase.step(
+            state,
+            self.batch_at(position),
+            self.schedule.weight_at(position),
+            penalize=self.schedule.active(position),
+        )
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        jax.block_until_ready(state)
+        values["step_seconds"] = time.perf_counter() - start
+        return state, values
+
+    def _record(self, records: list[Metrics], position: int) -> Metrics:
+        record = summarize(records)
+        record["examples_per_second"] = self.batch_size / record["step_seconds"]
+        record["learning_rate"] = float(self.learning_rate(position - 1))
+        return record
+
+    def _non_finite_report(self, state: TrainState, metrics: Metrics) -> str:
+        last = int(state.step) - 1
+        return (
+            f"{int(state.skipped_in_row)} steps in a row had a non-finite loss or gradient (steps "
+            f"{last - int(state.skipped_in_row) + 1} to {last}; {int(state.skipped)} in all).\n"
+            f"Last one: loss {metrics['loss_nats']}, gradient norm {metrics['grad_norm']}, forward "
+            f"residual {metrics['residual_max']}, backward residual "
+            f"{metrics['residual_backward']}, samples not finite "
+            f"{metrics['count_nonfinite']:.0f}, diverged {metrics['count_diverged']:.0f}.\n"
+            "The parameters were not touched by these steps. Lower the learning rate, clip the "
+            "gradient or raise gamma, in a new workdir; the last checkpoint is kept."
+        )

@@ -1,0 +1,92 @@
+"""What a model is trained for: one function a task, from parameters and a batch to a loss."""
+
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from jdeq.data import Dataset
+from jdeq.types import SolverStats
+
+PyTree = Any
+
+
+class LossOutput(NamedTuple):
+    """A loss and what came with it."""
+
+    loss_nats: Float[Array, ""]  # mean over the batch, without the penalty
+    penalty: Float[Array, ""]  # mean Jacobian penalty, before its weight; 0 if not asked for
+    accuracy: Float[Array, ""]
+    stats: SolverStats  # of the forward solve, one entry a sample
+    model_state: dict[str, PyTree]  # the collections after the call
+
+
+class LossFn(Protocol):
+    """A task: pure, and static in ``penalize``."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        model_state: dict[str, PyTree],
+        batch: Any,
+        *,
+        key: Key[Array, ""],
+        probe: Float[Array, " 2"],
+        penalize: bool,
+    ) -> LossOutput: ...
+
+
+def classification_loss(model: nn.Module, *, probe_backward: bool = True) -> LossFn:
+    """Cross entropy in nats and the model's mean Jacobian penalty, ``mean ||eps^T J||^2 / d``.
+
+    Args:
+      model: called as ``model(images, train=True, probe=probe) -> (logits, solution)``; each
+        `jdeq.linen.DEQ` in it sows its penalty when given an rng stream "jacobian". The penalties
+        of several are added.
+      probe_backward: hand the probe on to the model; False for a gradient rule without a backward
+        solve to report on (``rule.has_probe``).
+    Returns:
+      a `LossFn` over batches of `jdeq.data.Dataset`.
+    Cost: the penalty takes one evaluation of the cell and one vector product, and their backward.
+    Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian Regularization,
+      eq. 7.
+    """
+
+    def loss(params, model_state, batch: Dataset, *, key, probe, penalize):
+        dropout_key, jacobian_key = jax.random.split(key)
+        rngs = {"dropout": dropout_key} | ({"jacobian": jacobian_key} if penalize else {})
+        outputs: Any = model.apply(
+            {"params": params, **model_state},
+            batch.images,
+            train=True,
+            probe=probe if probe_backward else None,
+            mutable=["jdeq", *model_state],
+            rngs=rngs,
+        )
+        (logits, solution), updated = outputs
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return LossOutput(
+            loss_nats=losses.mean(),
+            penalty=_penalty(updated) if penalize else jnp.zeros((), losses.dtype),
+            accuracy=jnp.mean(logits.argmax(-1) == batch.labels),
+            stats=solution.stats,
+            model_state={name: updated[name] for name in model_state},
+        )
+
+    return loss
+
+
+def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:
+    sown = jax.tree_util.tree_leaves_with_path(updated.get("jdeq", {}))
+    found = [
+        leaf.mean() for path, leaf in sown if "'jacobian_penalty'" in jax.tree_util.keystr(path)
+    ]
+    if not found:
+        raise ValueError(
+            "jdeq.training.classification_loss: penalize needs a jdeq.linen.DEQ in the model, "
+            "which sows 'jacobian_penalty' into the collection 'jdeq'; found none"
+        )
+    return jnp.sum(jnp.stack(found))

@@ -1,0 +1,53 @@
+"""Learning-rate schedules and optimisers of the recipes, from optax's parts."""
+
+from typing import Any
+
+import jax
+import optax
+
+
+def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """0 to ``peak`` in a line over ``warmup_steps``, then a half cosine to 0 at ``total_steps``.
+
+    Args:
+      peak: the largest learning rate, > 0.
+      warmup_steps: in 0..total_steps - 1.
+      total_steps: the length of the run.
+    Raises:
+      ValueError: if a range is broken.
+    """
+    if not peak > 0:
+        raise ValueError(f"jdeq.training.warmup_cosine: peak must be > 0; got {peak}")
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            "jdeq.training.warmup_cosine: warmup_steps must be in 0..total_steps - 1 = "
+            f"{total_steps - 1}; got {warmup_steps}"
+        )
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps)
+
+
+def adamw(
+    schedule: optax.Schedule, *, weight_decay: float = 0.0, clip_norm: float | None = None
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay on kernels; gradients first clipped by their global norm.
+
+    Args:
+      schedule: learning rate by step.
+      weight_decay: >= 0; biases, scales and gains (leaves of fewer than two axes) are left out.
+      clip_norm: the largest global gradient norm; None does not clip.
+    Raises:
+      ValueError: if ``weight_decay`` is negative or ``clip_norm`` is not positive.
+    Source: Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
+    """
+    if weight_decay < 0:
+        raise ValueError(f"jdeq.training.adamw: weight_decay must be >= 0; got {weight_decay}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"jdeq.training.adamw: clip_norm must be > 0 or None; got {clip_norm}")
+
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    update = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    return (
+        update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    )

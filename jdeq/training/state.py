@@ -1,0 +1,69 @@
+"""What a training run carries from step to step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything a step reads and writes; saved and restored as a whole."""
+
+    step: Int[Array, ""]  # steps taken, skipped ones included; also the position in the data
+    params: PyTree
+    model_state: dict[str, PyTree]  # the other collections, batch_stats for one
+    opt_state: optax.OptState
+    key: Key[Array, ""]  # the key of step n is fold_in(key, n)
+    skipped: Int[Array, ""]  # steps whose update was left out as non-finite
+    skipped_in_row: Int[Array, ""]  # how many of them just now, without a good one between
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What ``model.apply`` takes."""
+        return {"params": self.params, **self.model_state}
+
+
+def make_init(
+    model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[..., TrainState]:
+    """``init(key, images) -> TrainState``: pure, for jit, eval_shape or jit with out_shardings.
+
+    Args:
+      model: called as ``model(images)``.
+      optimizer: whose state is initialised from the parameters.
+    """
+
+    def init(key: Key[Array, ""], images: Array) -> TrainState:
+        params_key, dropout_key, run_key = jax.random.split(key, 3)
+        variables = dict(model.init({"params": params_key, "dropout": dropout_key}, images))
+        variables.pop("jdeq", None)  # statistics of the initialising call
+        params = variables.pop("params")
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=variables,
+            opt_state=optimizer.init(params),
+            key=run_key,
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_row=jnp.zeros((), jnp.int32),
+        )
+
+    return init
+
+
+def abstract_state(
+    init: Callable[..., TrainState], key: Key[Array, ""], images: Array | np.ndarray
+) -> TrainState:
+    """Shapes, dtypes and one device of what ``init`` returns: what a restore asks for."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(init, key, images),
+    )

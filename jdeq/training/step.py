@@ -1,0 +1,118 @@
+"""One step of training and one of evaluation: pure, jitted."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jdeq.data import Dataset
+from jdeq.fixed_point import backward_probe
+from jdeq.training.losses import LossFn
+from jdeq.training.state import TrainState
+from jdeq.types import Status
+
+PyTree = Any
+
+
+class TrainStep(Protocol):
+    """One update; ``penalize`` is static, so there are at most two compiled variants."""
+
+    def __call__(
+        self, state: TrainState, batch: Any, weight: float, *, penalize: bool
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]: ...
+
+
+def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> TrainStep:
+    """One update of ``loss_nats + weight * penalty``, jitted, the state donated.
+
+    A step whose loss or gradient is not finite leaves parameters, model state and optimiser as
+    they were and counts itself in ``skipped`` and ``skipped_in_row``; ``step`` advances always.
+
+    Args:
+      loss_fn: the task.
+      optimizer: any optax transformation, clipping included.
+    Returns:
+      ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
+      batch: loss_nats, accuracy, penalty (if asked for), nfe_forward (mean), residual_max, one
+      count for each `Status` (count_converged, ...), nfe_backward (mean) and residual_backward
+      (largest) as the backward solve reported them, grad_norm (before clipping), count_skipped.
+    """
+
+    def step(state: TrainState, batch, weight, *, penalize):
+        key = jax.random.fold_in(state.key, state.step)
+
+        def objective(params, probe):
+            out = loss_fn(params, state.model_state, batch, key=key, probe=probe, penalize=penalize)
+            return out.loss_nats + weight * out.penalty, out
+
+        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+        (total, out), (grads, backward) = differentiate(state.params, backward_probe())
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = (optax.apply_updates(state.params, updates), out.model_state, opt_state)
+        old = (state.params, state.model_state, state.opt_state)
+        params, model_state, opt_state = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), new, old
+        )
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            key=state.key,
+            skipped=state.skipped + ~finite,
+            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        )
+        metrics = {
+            "loss_nats": out.loss_nats,
+            "accuracy": out.accuracy,
+            "nfe_forward": out.stats.nfe.mean(),
+            "nfe_backward": backward[0],
+            "residual_max": out.stats.residual.max(),
+            "residual_backward": backward[1],
+            "grad_norm": grad_norm,
+            "count_skipped": (~finite).astype(jnp.int32),
+        }
+        for status in Status:
+            metrics[f"count_{status.name.lower()}"] = (out.stats.status == status).sum()
+        if penalize:
+            metrics["penalty"] = out.penalty
+        return state, metrics
+
+    return jax.jit(step, static_argnames="penalize", donate_argnums=0)
+
+
+class Evaluation(NamedTuple):
+    """One entry a sample."""
+
+    loss_nats: Float[Array, " batch"]
+    correct: Bool[Array, " batch"]
+    nfe: Int[Array, " batch"]
+    residual: Float[Array, " batch"]
+    status: Int[Array, " batch"]
+
+
+EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
+
+
+def make_eval_step(model: nn.Module) -> EvalStep:
+    """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages."""
+
+    def step(variables, batch):
+        outputs: Any = model.apply(variables, batch.images)
+        logits, solution = outputs
+        return Evaluation(
+            loss_nats=optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
+            correct=logits.argmax(-1) == batch.labels,
+            nfe=solution.stats.nfe,
+            residual=solution.stats.residual,
+            status=solution.stats.status,
+        )
+
+    return jax.jit(step)

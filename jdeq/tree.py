@@ -1,0 +1,149 @@
+"""Per-sample algebra on pytrees: the first ``ndim`` axes of every leaf index samples.
+
+Scalars of a sample have the shape of the batch. Reductions accumulate in float32 or wider, at full
+precision also on devices whose matrix units round float32 by default.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+def accumulator(tree: PyTree) -> jnp.dtype:
+    """The dtype of residuals, Gram matrices and small solves: float32, or float64 if a leaf has
+    it.
+    """
+    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(tree)))
+
+
+def batch_shape(tree: PyTree, ndim: int) -> tuple[int, ...]:
+    """Shape of the sample axes."""
+    return jax.tree.leaves(tree)[0].shape[:ndim]
+
+
+def sample_size(tree: PyTree, ndim: int) -> int:
+    """Number of entries of one sample, d."""
+    return sum(math.prod(leaf.shape[ndim:]) for leaf in jax.tree.leaves(tree))
+
+
+def expand(scalars: Array, leaf: Array) -> Array:
+    """Append axes to per-sample scalars until they broadcast against ``leaf``."""
+    return lax.expand_dims(scalars, range(scalars.ndim, leaf.ndim))
+
+
+def scale(scalars: Array, tree: PyTree) -> PyTree:
+    """``scalars * tree`` per sample, in the tree's dtypes."""
+    return jax.tree.map(lambda a: (expand(scalars, a) * a).astype(a.dtype), tree)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """``a - b``."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """``a + b``."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def select(mask: Bool[Array, " *batch"], a: PyTree, b: PyTree) -> PyTree:
+    """``a`` where the sample's mask is true, else ``b``; leaves without sample axes come from
+    ``a``.
+    """
+    return jax.tree.map(
+        lambda x, y: x if x.ndim < mask.ndim else jnp.where(expand(mask, x), x, y), a, b
+    )
+
+
+def dot(a: PyTree, b: PyTree, ndim: int) -> Float[Array, " *batch"]:
+    """Inner product of each sample of ``a`` with the same sample of ``b``."""
+    dtype = accumulator(a)
+    parts = [
+        jnp.sum(x.astype(dtype) * y.astype(dtype), axis=tuple(range(ndim, x.ndim)))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def norm(a: PyTree, ndim: int) -> Float[Array, " *batch"]:
+    """Euclidean norm of each sample."""
+    return jnp.sqrt(dot(a, a, ndim))
+
+
+def history(tree: PyTree, depth: int, ndim: int) -> PyTree:
+    """Room for ``depth`` copies of every sample, zero-filled: leaves ``[*batch, depth, ...]``."""
+    # Built from the leaf, not from its shape, so that it is sharded and replicated like it.
+    return jax.tree.map(
+        lambda a: jnp.zeros_like(jnp.repeat(jnp.expand_dims(a, ndim), depth, axis=ndim)), tree
+    )
+
+
+def history_set(past: PyTree, slot: Int[Array, ""], tree: PyTree, ndim: int) -> PyTree:
+    """Overwrite one slot, in place inside a compiled loop."""
+    return jax.tree.map(
+        lambda h, a: lax.dynamic_update_index_in_dim(h, a.astype(h.dtype), slot, axis=ndim),
+        past,
+        tree,
+    )
+
+
+def history_dot(past: PyTree, tree: PyTree, ndim: int) -> Float[Array, " *batch depth"]:
+    """Inner products of every slot with ``tree``, per sample."""
+    dtype = accumulator(tree)
+
+    def leaf_dot(h: Array, a: Array) -> Array:
+        batch = tuple(range(ndim))
+        contract = (tuple(range(ndim + 1, h.ndim)), tuple(range(ndim, a.ndim)))
+        return lax.dot_general(
+            h,
+            a.astype(h.dtype),
+            (contract, (batch, batch)),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    parts = [
+        leaf_dot(h, a) for h, a in zip(jax.tree.leaves(past), jax.tree.leaves(tree), strict=True)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def history_mix(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int) -> PyTree:
+    """``sum_i weights_i past_i``, per sample, in the accumulator's dtype."""
+    dtype = accumulator(past)
+
+    def leaf_mix(h: Array) -> Array:
+        batch = tuple(range(ndim))
+        return lax.dot_general(
+            weights.astype(h.dtype),
+            h,
+            (((ndim,), (ndim,)), (batch, batch)),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    return jax.tree.map(leaf_mix, past)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """``tree`` in the dtypes of ``like``."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
+
+
+def varying_axes(tree: PyTree) -> frozenset[str]:
+    """Mesh axes over which a leaf varies inside shard_map; none elsewhere."""
+    marks = [jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)]
+    return frozenset().union(*marks)
+
+
+def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """``tree`` with every leaf marked as varying over at least ``axes``."""
+
+    def mark(a: Array) -> Array:
+        missing = tuple(axes - jax.typeof(a).manual_axis_type.varying)
+        return lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(mark, tree)
