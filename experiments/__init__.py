@@ -1,0 +1,1 @@
+"""Runs: configurations, training, evaluation."""

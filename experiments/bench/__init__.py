@@ -1,0 +1,1 @@
+"""Benchmarks, ``python -m experiments.bench SUITE --out DIR``; a suite is a module with ``run``."""

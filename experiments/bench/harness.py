@@ -1,0 +1,174 @@
+"""Counting, compiling and interleaved timing. Knows nothing of what the cases compute."""
+
+import dataclasses
+import math
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.custom_derivatives import linear_call
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One timed function.
+
+    Args:
+      group: heading it is reported under; ratios are taken within it.
+      name: unique in its group.
+      make: ``make(f)`` returns the function to time; called again with a
+        counting f in the counting pass.
+      f: the map given to ``make``.
+      args: its arguments, arrays only.
+      reference: name of the case in the same group that its ratio is taken to.
+      check: turns its output into the facts reported beside the times.
+    """
+
+    group: str
+    name: str
+    make: Callable[[Callable], Callable]
+    f: Callable
+    args: tuple
+    reference: str
+    check: Callable[[Any], dict[str, float]] = lambda output: {}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Result:
+    """What was measured of a case; ``error`` says why nothing was, if so."""
+
+    case: Case
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    compile_seconds: float = math.nan
+    temp_mib: float = math.nan
+    calls_per_round: int = 1
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    error: str = ""
+
+
+def counted(f: Callable, counts: dict[str, int]) -> Callable:
+    """f(params, z, x) that adds up its evaluations, jvps and backward products in z.
+
+    Counts at run time, by a callback each; f is differentiable as before, but not under vmap.
+    """
+
+    def add(kind):
+        counts[kind] = counts.get(kind, 0) + 1
+
+    @jax.custom_jvp
+    def tick(z):
+        jax.debug.callback(lambda: add("evaluations"))
+        return z
+
+    def tangent(_, t):
+        jax.debug.callback(lambda: add("jvps"))
+        return t
+
+    def cotangent(_, t):
+        jax.debug.callback(lambda: add("products"))
+        return t
+
+    @tick.defjvp
+    def _(primals, tangents):
+        return tick(*primals), linear_call(tangent, cotangent, (), *tangents)
+
+    return lambda params, z, x: f(params, tick(z), x)
+
+
+def count(make: Callable, f: Callable, args: tuple) -> dict[str, int]:
+    """Evaluations and products of one call of ``make(f)(*args)``."""
+    counts = {"evaluations": 0, "products": 0, "jvps": 0}
+    jax.block_until_ready(jax.jit(make(counted(f, counts)))(*args))
+    jax.effects_barrier()
+    return counts
+
+
+def _headline(error: Exception) -> str:
+    """What happened, in a line; runtime errors carry the raiser's own message further down."""
+    lines = str(error).strip().splitlines() or [""]
+    raised = [line for line in lines if re.match(r"\S*Error: ", line)]
+    return f"{type(error).__name__}: {(raised or lines)[-1 if raised else 0][:120]}"
+
+
+def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
+    """Compile, check and count a case; (result, compiled function or None)."""
+    result = Result(case=case)
+    try:
+        start = time.perf_counter()
+        compiled = jax.jit(case.make(case.f)).lower(*case.args).compile()
+        result.compile_seconds = time.perf_counter() - start
+        if (memory := compiled.memory_analysis()) is not None:  # some devices do not say
+            result.temp_mib = memory.temp_size_in_bytes / MIB
+        if result.temp_mib > temp_limit_mib:
+            result.error = f"not run: needs {result.temp_mib:.0f} MiB of temporaries"
+            return result, None
+        result.facts = case.check(jax.device_get(compiled(*case.args)))
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*case.args))
+        once = time.perf_counter() - start
+    except Exception as error:  # an entry that fails is a finding: it is reported by name
+        result.error = _headline(error)
+        return result, None
+    try:
+        result.counts = count(case.make, case.f, case.args)
+    except Exception as error:  # timed all the same
+        result.error = f"not counted: {_headline(error)}"
+    result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))
+    return result, compiled
+
+
+def measure(
+    cases: list[Case],
+    *,
+    rounds: int,
+    round_seconds: float = 0.02,
+    temp_limit_mib: float = 1024.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """Time all cases in turn, ``rounds`` times over, in a fresh order each round.
+
+    A case is called often enough to fill ``round_seconds`` a round. A case that needs more than
+    ``temp_limit_mib`` of temporaries is compiled, not run.
+    """
+    results, compiled = [], {}
+    for index, case in enumerate(cases):
+        result, function = _prepare(case, round_seconds, temp_limit_mib)
+        report(f"[{index + 1}/{len(cases)}] {case.group}: {case.name} {result.error}".rstrip())
+        results.append(result)
+        if function is not None:
+            compiled[index] = function
+    order = list(compiled)
+    shuffle = random.Random(0).shuffle
+    for round_index in range(rounds):
+        shuffle(order)
+        for index in order:
+            args, calls = cases[index].args, results[index].calls_per_round
+            start = time.perf_counter()
+            for _ in range(calls):
+                jax.block_until_ready(compiled[index](*args))
+            results[index].seconds.append((time.perf_counter() - start) / calls)
+        report(f"round {round_index + 1}/{rounds}")
+    return results
+
+
+def quartiles(values) -> tuple[float, float, float]:
+    """(median, lower quartile, upper quartile)"""
+    low, middle, high = np.percentile(np.asarray(values, np.float64), [25, 50, 75])
+    return float(middle), float(low), float(high)
+
+
+def ratios(result: Result, results: list[Result]) -> list[float]:
+    """Time over that of the reference case, round by round; empty when that one failed."""
+    for other in results:
+        if (other.case.group, other.case.name) == (result.case.group, result.case.reference):
+            return [a / b for a, b in zip(result.seconds, other.seconds, strict=False)]
+    raise ValueError(
+        f"experiments.bench: {result.case.group} has no case {result.case.reference!r}"
+    )

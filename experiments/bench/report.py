@@ -1,0 +1,175 @@
+"""results.json, table.md and, where matplotlib is installed, bars.png."""
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.bench.harness import Result, quartiles, ratios
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxopt", "optimistix", "lineax", "banax")
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def manifest() -> dict[str, Any]:
+    """What the numbers depend on: versions, device, cores, load and commit."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    changed = _git("status", "--porcelain")
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": None if changed is None else bool(changed),
+    }
+
+
+def row(result: Result, results: list[Result]) -> dict[str, Any]:
+    """One case as plain values; times in milliseconds."""
+    values: dict[str, Any] = {
+        "group": result.case.group,
+        "name": result.case.name,
+        "error": result.error,
+        **result.counts,
+        **result.facts,
+        "compile_seconds": result.compile_seconds,
+        "temp_mib": result.temp_mib,
+    }
+    if result.seconds:
+        reference = ratios(result, results)
+        for key, samples in (("ms", [1e3 * s for s in result.seconds]), ("ratio", reference)):
+            if samples:
+                middle, low, high = quartiles(samples)
+                values |= {key: middle, f"{key}_low": low, f"{key}_high": high}
+        values |= {"reference": result.case.reference, "rounds": len(result.seconds)}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
+
+
+COLUMNS = {
+    "ms": ("ms", ".2f"),
+    "iqr": ("quartiles", ""),
+    "ratio": ("ratio", ".2f"),
+    "evaluations": ("nfe", "d"),
+    "products": ("products", "d"),
+    "jvps": ("jvps", "d"),
+    "temp_mib": ("MiB", ".2f"),
+    "compile_seconds": ("compile s", ".2f"),
+    "residual_worst_sample": ("residual, worst sample", ".1e"),
+    "residual_batch": ("residual, batch", ".1e"),
+    "gradient_error": ("gradient error", ".1e"),
+    "error": ("", ""),
+}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with the columns that any of the rows has."""
+
+    def cell(values, key, form):
+        if key == "iqr":
+            return f"{values['ms_low']:.2f}-{values['ms_high']:.2f}" if "ms_low" in values else ""
+        value = values.get(key)
+        return "" if value is None else format(value, form)
+
+    cells = {k: [cell(values, k, form) for values in rows] for k, (_, form) in COLUMNS.items()}
+    shown = [k for k in COLUMNS if any(cells[k])]
+    lines = [
+        "| entry | " + " | ".join(COLUMNS[k][0] for k in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for index, values in enumerate(rows):
+        lines.append(f"| {values['name']} | " + " | ".join(cells[k][index] for k in shown) + " |")
+    return "\n".join(lines)
+
+
+def markdown(
+    title: str, about: dict[str, Any], rows: list[dict[str, Any]], notes: list[str]
+) -> str:
+    """The whole report: where it was measured, one table a group, then the notes."""
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)
+    parts = [
+        f"# {title}",
+        f"Python {about['python']}, {versions}; {about['device']}, {about['cores']} cores, "
+        f"load {about['load_average']:.1f}; commit {about['commit'] or 'unknown'}"
+        + (" with uncommitted changes" if about["uncommitted_changes"] else ""),
+    ]
+    for group in dict.fromkeys(values["group"] for values in rows):
+        mine = [values for values in rows if values["group"] == group]
+        reference = next((v["reference"] for v in mine if "reference" in v), None)
+        same = all(v.get("reference", reference) == reference for v in mine)
+        parts.append(
+            f"## {group}"
+            + (f"\nratio: time over that of {reference}" if same and reference else "")
+        )
+        parts.append(table(mine))
+    if notes:
+        parts.append("## Notes\n" + "\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def plot(path: Path, rows: list[dict[str, Any]], groups: list[str]) -> None:
+    """Bars of the median times with their quartiles, one panel a group."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7 * len(groups), 6), layout="constrained")
+    for axis, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        mine = [values for values in rows if values["group"] == group and "ms" in values]
+        mine.sort(key=lambda values: -values["ms"])
+        middle = [values["ms"] for values in mine]
+        spread = [
+            [values["ms"] - values["ms_low"] for values in mine],
+            [values["ms_high"] - values["ms"] for values in mine],
+        ]
+        colors = ["tab:blue" if v["name"].startswith("jdeq") else "tab:gray" for v in mine]
+        axis.barh([v["name"] for v in mine], middle, xerr=spread, color=colors)
+        axis.set(title=group, xlabel="ms", xscale="log")
+    figure.savefig(path, dpi=120)
+
+
+def write(
+    out: Path,
+    suite: str,
+    results: list[Result],
+    notes: list[str],
+    settings: dict[str, Any],
+    plotted: list[str],
+) -> None:
+    """Write the report of a suite into the folder ``out``."""
+    about, rows = manifest(), [row(result, results) for result in results]
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "suite": suite,
+        "manifest": about,
+        "settings": settings,
+        "cases": rows,
+        "notes": notes,
+    }
+    (out / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    (out / "table.md").write_text(markdown(f"Benchmark: {suite}", about, rows, notes))
+    if importlib.util.find_spec("matplotlib"):
+        plot(out / "bars.png", rows, plotted)

@@ -1,0 +1,79 @@
+"""Evaluate a trained model: ``python -m experiments.evaluate --workdir DIR [--budgets 1 2 ...]``.
+
+Restores the newest readable checkpoint of the run in DIR, finished or not, and changes nothing.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+
+from experiments import report, workdir
+from experiments.build import build
+from experiments.cli import guarded
+from experiments.config import ConfigError, read_config
+from jdeq.training import CheckpointError, Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line."""
+
+    workdir: pathlib.Path
+    """Directory of a run of experiments.train."""
+    budgets: tuple[int, ...] = report.BUDGETS
+    """Hard stops: the state after exactly so many evaluations of the cell."""
+    rtols: tuple[float, ...] = report.RTOLS
+    """Tolerances that each sample is solved to, in at most 50 evaluations."""
+
+
+def run(arguments: Arguments) -> int:
+    """Restore, evaluate on the test images, print a table."""
+    bad = [b for b in arguments.budgets if b < 1] + [r for r in arguments.rtols if not 0 < r < 1]
+    if bad:
+        raise ConfigError(f"budgets must be >= 1 and rtols in (0, 1); got {bad[0]}")
+    console = Console(highlight=False)
+    trained = build(read_config(arguments.workdir / workdir.CONFIG_FILE))
+    checkpoints = Checkpoints(
+        arguments.workdir / workdir.CHECKPOINTS,
+        read_only=True,
+        report=functools.partial(console.print, soft_wrap=True),
+    )
+    restored = checkpoints.restore(trained.abstract_state())
+    checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"no checkpoints in {checkpoints.directory}")
+    rows = report.evaluate_at(
+        trained.model,
+        restored.state.variables,
+        trained.data.test,
+        budgets=arguments.budgets,
+        rtols=arguments.rtols,
+    )
+    console.print(
+        f"{arguments.workdir}: step {int(restored.state.step)} of {trained.total_steps}, "
+        f"{len(trained.data.test.labels)} test images"
+    )
+    console.print(report.table(rows))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def evaluate() -> int:
+        return run(
+            tyro.cli(
+                Arguments, args=argv, prog="python -m experiments.evaluate", description=__doc__
+            )
+        )
+
+    return guarded(evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The end of a run: its numbers as a table, JSON and Markdown, and its pictures."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import jdeq
+from experiments import workdir
+from experiments.build import Run
+from jdeq import plots
+from jdeq.data import Dataset
+from jdeq.models import MDEQ
+from jdeq.training import TrainState, equilibrium_of, evaluate, make_eval_step, read_metrics
+
+BUDGETS = (1, 2, 3, 4, 5, 6)
+RTOLS = (1e-2, 1e-3)
+TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
+_NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
+_COLUMNS = {
+    "stop": "stop",
+    "accuracy": "accuracy",
+    "nfe_forward": "mean nfe",
+    "residual_mean": "mean residual",
+    "residual_max": "max residual",
+    "converged": "converged",
+}
+_FORMATS = {
+    "accuracy": ".2%",
+    "nfe_forward": ".2f",
+    "residual_mean": ".1e",
+    "residual_max": ".1e",
+    "converged": ".1%",
+}
+
+
+def evaluate_at(
+    model: MDEQ,
+    variables: dict[str, Any],
+    data: Dataset,
+    *,
+    budgets: Iterable[int],
+    rtols: Iterable[float],
+) -> list[dict[str, Any]]:
+    """Accuracy and solver statistics at hard stops and at tolerances.
+
+    A hard stop takes the state after exactly ``budget`` evaluations of the cell, as a network of
+    that depth would; a tolerance solves each sample until it holds.
+    """
+
+    def measure(**options):
+        step = make_eval_step(model.clone(**options))
+        return evaluate(step, variables, data, batch_size=len(data.labels))
+
+    rows = []
+    for budget in budgets:
+        row = measure(gradient=jdeq.Unrolled(), max_steps=budget, rtol=_NEVER)
+        # The solve counts one more, which measures the residual of the state it returns.
+        row["nfe_forward"] -= 1
+        rows.append({"stop": f"after {budget}", "budget": budget, **row})
+    for rtol in rtols:
+        row = measure(rtol=rtol, max_steps=TOLERANCE_STEPS)
+        rows.append({"stop": f"rtol {rtol:g}", "rtol": rtol, **row})
+    return rows
+
+
+def write(
+    run: Run, state: TrainState, directory: pathlib.Path, *, train_seconds: float
+) -> dict[str, Any]:
+    """Evaluate, draw, write report.json and report.md into ``directory``; returns the report."""
+    records = read_metrics(directory / workdir.METRICS_FILE)
+    rows = evaluate_at(run.model, state.variables, run.data.test, budgets=BUDGETS, rtols=RTOLS)
+    last = {kind: [r for r in records if r["kind"] == kind][-1] for kind in ("train", "spectrum")}
+    report = {
+        "steps": int(state.step),
+        "train_seconds": round(train_seconds, 1),
+        "seed": run.config.seed,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "steps_skipped": int(state.skipped),
+        "nfe_backward": last["train"]["nfe_backward"],
+        "spectral_radius_mean": last["spectrum"]["spectral_radius_mean"],
+        "test": rows,
+    }
+    draw(run, state, records, rows, directory)
+    workdir.write_text(directory / "report.md", _markdown(report))
+    # Last, since a run counts as finished when this file is there.
+    workdir.write_text(directory / workdir.REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """The report as a table."""
+    console.print(_summary(report))
+    console.print(table(report["test"]))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of `evaluate_at` for the terminal."""
+    out = Table(*_COLUMNS.values())
+    for row in rows:
+        out.add_row(*_cells(row))
+    return out
+
+
+def _summary(report: dict[str, Any]) -> str:
+    return (
+        f"{report['steps']} steps in {report['train_seconds']:.0f} s, {report['parameters']:,} "
+        f"parameters, {report['steps_skipped']} steps skipped; backward nfe "
+        f"{report['nfe_backward']:.1f}, spectral radius {report['spectral_radius_mean']:.2f}"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [row["stop"], *(format(row[name], spec) for name, spec in _FORMATS.items())]
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    lines = ["# Report", "", _summary(report) + ".", "", "Test images:", ""]
+    lines += ["| " + " | ".join(_COLUMNS.values()) + " |", "|---" * len(_COLUMNS) + "|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["test"]]
+    lines += ["", *(f"![{name}]({name}.png)\n" for name in ("training", "solver", "equilibrium"))]
+    return "\n".join(lines)
+
+
+def draw(
+    run: Run,
+    state: TrainState,
+    records: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    directory: pathlib.Path,
+) -> None:
+    """training.png, solver.png and equilibrium.png."""
+    figure, axes = _figure(2)
+    plots.loss_curve(records, ax=axes[0])
+    plots.accuracy_curve(records, ax=axes[1])
+    figure.savefig(directory / "training.png")
+
+    figure, axes = _figure(3)
+    plots.nfe_curve(records, ax=axes[0])
+    plots.residual_curve(records, ax=axes[1])
+    plots.spectral_radius_curve(records, ax=axes[2])
+    figure.savefig(directory / "solver.png")
+
+    figure, axes = _figure(2)
+    rtol = min(RTOLS)
+    plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
+    budgets = [row for row in rows if "budget" in row]
+    plots.budget_curve(budgets, ax=axes[1])
+    figure.savefig(directory / "equilibrium.png")
+
+
+def _figure(panels: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.8 * panels, 3.6), dpi=120, layout="constrained")
+    return figure, figure.subplots(1, panels)
+
+
+def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
+    """Residual by evaluation on the test images, with the run's solver."""
+
+    @jax.jit
+    def solve(variables, images):
+        f, params, z0, x = equilibrium_of(run.model, variables, images)
+        return jdeq.fixed_point(
+            f, params, z0, x, solver=run.model.solver, rtol=rtol, max_steps=30, trace=True
+        ).trace
+
+    return np.asarray(solve(state.variables, run.data.test.images))

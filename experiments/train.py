@@ -1,0 +1,196 @@
+"""Train a model: ``python -m experiments.train NAME --workdir DIR [--field value ...]``.
+
+NAME is a file of experiments/configs/; ``NAME --help`` lists its fields. The same command again
+goes on from the last checkpoint, or shows the report of a run that is finished.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments import report, workdir
+from experiments.build import Run, build
+from experiments.cli import guarded
+from experiments.config import ConfigError, ExperimentConfig, load_run, run_names
+from jdeq.diagnostics import spectral_radius
+from jdeq.training import (
+    Checkpoints,
+    JsonLines,
+    Loop,
+    Phase,
+    StopRequest,
+    TensorBoard,
+    Terminal,
+    TrainState,
+    classification_loss,
+    equilibrium_of,
+    evaluate,
+    make_eval_step,
+    make_train_step,
+)
+from jdeq.training.metrics import Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line after NAME."""
+
+    workdir: pathlib.Path
+    """Directory of this run: configuration, checkpoints, metrics, report."""
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
+    """The run's name, and its configuration with the command line's changes.
+
+    Raises:
+      ConfigError: for an unknown or missing name. Unknown fields exit through tyro, with the
+        nearest ones printed.
+    """
+    names = f"runs: {', '.join(run_names())}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{names}")
+        raise SystemExit(0)
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"the name of a run comes first; {names}")
+    name, *rest = argv
+    config = load_run(name)
+    arguments = tyro.cli(
+        Arguments,
+        args=rest,
+        default=Arguments(workdir=tyro.MISSING, config=config),
+        prog=f"python -m experiments.train {name}",
+        description=importlib.import_module(f"experiments.configs.{name}").__doc__,
+    )
+    return name, arguments
+
+
+def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> int:
+    """Train, or go on, or report a finished run; ``again`` is the command that resumes it."""
+    console = Console(highlight=False)
+    run = build(config)
+    workdir.claim(directory, config)
+    finished = workdir.read_report(directory)
+    if finished is not None:
+        console.print(f"{directory}: this run is finished already; its report:")
+        report.show(finished, console)
+        return 0
+    say = functools.partial(console.print, soft_wrap=True)
+    checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, report=say)
+    with StopRequest() as stop:
+        restored = checkpoints.restore(run.abstract_state())
+        state = restored.state if restored else run.initial_state()
+        start = int(state.step)
+        about = {"config": dataclasses.asdict(config), "train_seconds": 0.0}
+        extra = restored.extra if restored else about
+        if restored:
+            say(f"resuming {directory} at step {start} of {run.total_steps}")
+        sinks = [
+            JsonLines(directory / workdir.METRICS_FILE, start_step=start),
+            TensorBoard(directory / "tensorboard", start_step=start),
+            Terminal(
+                total_steps=run.total_steps,
+                start_step=start,
+                steps_per_epoch=run.batches.batches_per_epoch,
+                console=console,
+            ),
+        ]
+        try:
+            state = make_loop(run).run(
+                state, checkpoints=checkpoints, sinks=sinks, stop=stop, extra=extra
+            )
+        finally:
+            for sink in sinks:
+                sink.close()
+            checkpoints.close()
+        if int(state.step) < run.total_steps:
+            say(
+                f"{stop.name}: stopped after step {int(state.step)} of {run.total_steps} and saved "
+                f"it in {checkpoints.directory}.\nResume with: {again}"
+            )
+            return 0
+    report.show(report.write(run, state, directory, train_seconds=extra["train_seconds"]), console)
+    return 0
+
+
+def make_loop(run: Run) -> Loop:
+    """The loop of ``run``: pre-training, then the equilibrium, with its hooks."""
+    config, per_epoch = run.config.loop, run.batches.batches_per_epoch
+
+    def step(model):
+        loss = classification_loss(model, probe_backward=model.gradient.has_probe)
+        return make_train_step(loss, run.optimizer)
+
+    phases = [Phase(until=run.total_steps, step=step(run.model))]
+    if run.config.pretrain.steps:
+        pretrain = Phase(until=run.config.pretrain.steps, step=step(run.pretrain_model))
+        phases.insert(0, pretrain)
+    return Loop(
+        phases=phases,
+        batch_at=run.batches,
+        batch_size=run.batches.batch_size,
+        schedule=run.schedule,
+        hooks=[
+            (config.test_every_epochs * per_epoch, test_hook(run)),
+            (config.spectrum_every_epochs * per_epoch, spectrum_hook(run)),
+        ],
+        log_every=config.log_every,
+        save_every=config.save_every_epochs * per_epoch,
+        max_skipped=config.max_skipped,
+        learning_rate=run.learning_rate,
+    )
+
+
+def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
+    """Loss, accuracy, evaluations and residual on the test images, with the training solver."""
+    step = make_eval_step(run.model)
+
+    def hook(state):
+        size = len(run.data.test.labels)
+        return "test", evaluate(step, state.variables, run.data.test, batch_size=size)
+
+    return hook
+
+
+def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
+    """Spectral radius of the cell's Jacobian at the states the training solver returns."""
+    images = run.data.test.images[: run.config.loop.spectrum_images]
+
+    @jax.jit
+    def radii(variables):
+        outputs: Any = run.model.apply(variables, images)
+        _, solution = outputs
+        f, params, _, x = equilibrium_of(run.model, variables, images)
+        return spectral_radius(f, params, solution.z, x, jax.random.key(0))
+
+    def hook(state):
+        values = jax.device_get(radii(state.variables))
+        names = ("mean", "min", "max")
+        return "spectrum", {f"spectral_radius_{n}": float(getattr(values, n)()) for n in names}
+
+    return hook
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def run() -> int:
+        _, arguments = parse(argv)
+        again = shlex.join(["python", "-m", "experiments.train", *argv])
+        return train(arguments.config, arguments.workdir, again=again)
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
