@@ -1,0 +1,65 @@
+"""A quick run of the solver benchmark from the command line, and the entries one by one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.bench.entries import hand_written
+from experiments.bench.peers import peer_entries
+from experiments.bench.problems import Truth, problem_b
+from experiments.bench.solvers import REACHED, SOLVERS, jdeq_entry, tightened
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_quick_run_writes_the_report(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "solvers", "--quick", "--out"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "solvers" / "results.json").read_text())
+    assert content["manifest"]["versions"]["jax"]
+    assert content["settings"]["quick"] is True
+    cases = {(c["group"], c["name"]): c for c in content["cases"]}
+    for name in (hand_written().name, *SOLVERS):
+        for kind in ("B, forward", "B, value_and_grad"):
+            values = cases[kind, name]
+            assert not values["error"]
+            assert values["ms_low"] <= values["ms"] <= values["ms_high"]
+            assert values["evaluations"] > 0
+            assert values["temp_mib"] is not None
+            assert values["residual_worst_sample"] <= REACHED
+            if kind.endswith("grad"):
+                assert values["products"] > 0
+                assert values["gradient_error"] <= 1e-3
+    table = (tmp_path / "solvers" / "table.md").read_text()
+    assert "## B, value_and_grad" in table
+    assert "with the loss multiplied by 1e-6" in table
+    assert (tmp_path / "solvers" / "bars.png").stat().st_size > 0
+    assert table in done.stdout
+
+
+def test_wrong_command_lines():
+    def stderr(*arguments):
+        command = [sys.executable, "-m", "experiments.bench", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "invalid choice: 'solver'" in stderr("solver", "--out", "x")
+    assert "--rounds must be >= 1; got 0" in stderr("solvers", "--out", "x", "--rounds", "0")
+
+
+OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.items())]
+
+
+@pytest.mark.parametrize("entry", [*OURS, *peer_entries()[0]], ids=lambda entry: entry.name)
+def test_entry_solves(entry):
+    """Ours reach the asked residual; a peer that does not is marked in the table, not refused."""
+    problem = problem_b(batch=4, width=32)
+    truth = Truth(problem.params, problem.x)
+    z, _ = tightened(entry, problem, truth)(problem.f, problem.params, problem.z0, problem.x)
+    reached = REACHED if entry in OURS else 10 * REACHED
+    assert truth.residual(z)["residual_worst_sample"] <= reached

@@ -1,0 +1,209 @@
+"""The commands, end to end, on a model of one scale and a run of a few dozen steps."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import evaluate, report, train
+from experiments.build import build
+from experiments.config import read_config
+from jdeq.training import Checkpoints, read_metrics
+
+# The run that these tests look at is made once; under xdist with --dist loadgroup, too.
+pytestmark = pytest.mark.xdist_group("runs")
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = (
+    "--model.channels 4 --model.head-channels 2 --model.head-features 8 --model.expansion 1 "
+    "--model.groups 2 --data.batch-size 128 --data.max-shift 1 --loop.epochs 3 "
+    "--loop.save-every-epochs 1 --loop.log-every 1 --loop.spectrum-images 4 "
+    "--optimizer.warmup-steps 5 --pretrain.steps 6 --pretrain.evaluations 2 "
+    "--solver.depth 2 --solver.max-steps 4 --gradient.max-steps 4 --regularizer.probability 1.0"
+).split()
+STEPS = 33  # 1437 // 128 batches an epoch, three epochs
+
+
+def command(workdir):
+    return ["digits_mdeq", "--workdir", str(workdir), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Short reports, and quick compilation, shared with the subprocess of this file."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it may have been opened without a directory before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "BUDGETS", (1, 2))
+        patch.setattr(report, "RTOLS", (0.1,))
+        yield {name.upper(): str(value) for name, value in options.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """The workdir of a whole run."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main(command(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it that a test may break."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def parameters(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    restored = checkpoints.restore(build(read_config(workdir / "config.json")).abstract_state())
+    return jax.device_get((restored.state.variables, restored.state.opt_state))
+
+
+def snapshot(workdir):
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in sorted(workdir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_finished_run_left_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.json", "report.md",
+        "training.png", "solver.png", "equilibrium.png",
+    }  # fmt: skip
+    records = read_metrics(finished / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert {r["kind"] for r in records} == {"train", "test", "spectrum"}
+    taken = [r for r in records if r["kind"] == "train"]
+    assert all(r["nfe_forward"] == 3 for r in taken[:6])  # 2, and 1 for the residual
+    assert all(r["nfe_backward"] > 0 for r in taken[6:])
+    assert ["penalty" in r for r in taken] == [False] * 6 + [True] * (STEPS - 6)
+    written = json.loads((finished / "report.json").read_text())
+    assert written["steps"] == STEPS
+    one, two, tolerance = written["test"]
+    assert (one["nfe_forward"], two["nfe_forward"]) == (1, 2)
+    assert two["residual_mean"] < one["residual_mean"]
+    assert tolerance["converged"] == 1 and tolerance["residual_max"] <= tolerance["rtol"]
+    assert "| after 2 |" in (finished / "report.md").read_text()
+
+
+def test_a_finished_run_again_only_reports(finished, capsys):
+    before = snapshot(finished)
+    assert train.main(command(finished)) == 0
+    out = " ".join(capsys.readouterr().out.split())  # long paths wrap the line
+    assert "finished already" in out and "after 2" in out
+    assert snapshot(finished) == before
+
+
+def test_another_config_is_refused(finished, capsys):
+    before = snapshot(finished)
+    assert train.main([*command(finished), "--seed", "5", "--solver.depth", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "another configuration" in error and "seed: 5 here, 0 in the workdir" in error
+    assert "solver.depth: 4 here" in error and "model" not in error
+    assert snapshot(finished) == before
+
+
+def test_sigterm_saves_and_the_same_command_ends_where_it_would_have(finished, cache, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *command(workdir)],
+        cwd=ROOT,
+        env={**os.environ, **cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count('"train"') >= 8):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    (step,) = Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1:]
+    assert f"SIGTERM: stopped after step {step} of {STEPS}" in out
+    assert 8 <= step < STEPS
+    assert f"Resume with: python -m experiments.train digits_mdeq --workdir {workdir}" in out
+
+    assert train.main(command(workdir)) == 0
+    for one, two in zip(*map(jax.tree.leaves, map(parameters, (finished, workdir))), strict=True):
+        np.testing.assert_array_equal(one, two)
+    steps = [r["step"] for r in read_metrics(metrics) if r["kind"] == "train"]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_evaluate_prints_the_chosen_stops(finished, capsys):
+    before = snapshot(finished)
+    argv = ["--workdir", str(finished), "--budgets", "2", "--rtols", "0.1"]
+    assert evaluate.main(argv) == 0
+    out = capsys.readouterr().out
+    row = json.loads((finished / "report.json").read_text())["test"][1]
+    assert f"{row['accuracy']:.2%}" in out and f"{row['residual_mean']:.1e}" in out
+    assert "after 2" in out and "rtol 0.1" in out and "after 1" not in out
+    assert snapshot(finished) == before
+
+
+def damage(checkpoint):
+    for file in (checkpoint / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+
+
+def test_damaged_newest_checkpoint_falls_back_then_trains_on(copy, capsys):
+    damage(copy / "checkpoints" / str(STEPS))
+    (copy / "report.json").unlink()
+    assert evaluate.main(["--workdir", str(copy), "--budgets", "1", "--rtols"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "33 is damaged" in out and "step 22" in out
+    assert train.main(command(copy)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "33 is damaged" in out and "resuming" in out and "at step 22 of 33" in out
+    assert (copy / "damaged" / "33").is_dir() and (copy / "checkpoints" / "33").is_dir()
+
+
+def test_no_readable_checkpoint_is_one_error(copy, capsys):
+    for path in (copy / "checkpoints").iterdir():
+        damage(path)
+    (copy / "report.json").unlink()
+    before = snapshot(copy)
+    for main, argv in ((train.main, command(copy)), (evaluate.main, ["--workdir", str(copy)])):
+        assert main(argv) == 2
+        assert "none of the checkpoints" in capsys.readouterr().err
+    assert snapshot(copy) == before
+
+
+def test_missing_checkpoints(copy, capsys):
+    shutil.rmtree(copy / "checkpoints")
+    assert evaluate.main(["--workdir", str(copy)]) == 2
+    assert "no checkpoints" in capsys.readouterr().err
+
+
+def test_checkpoints_of_an_unknown_config_are_left_alone(copy, capsys):
+    (copy / "config.json").unlink()
+    before = snapshot(copy)
+    assert train.main(command(copy)) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    assert snapshot(copy) == before

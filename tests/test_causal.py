@@ -1,0 +1,174 @@
+"""``causal=True``: an output does not depend on later inputs, bit for bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jdeq
+from jdeq import Status
+
+BATCH, LENGTH, WIDTH = 2, 12, 8
+IMPLICIT = jdeq.Implicit()
+CAUSAL = {"picard": jdeq.Picard(), "anderson": jdeq.Anderson(), "broyden": jdeq.Broyden()}
+
+
+def cell(params, z, x):
+    """One head of causal attention and a projection, a contraction at these weights."""
+    q, k, v = (z @ params[name] for name in ("q", "k", "v"))
+    scores = jnp.einsum("bid,bjd->bij", q, k) / np.sqrt(z.shape[-1])
+    past = jnp.tril(jnp.ones((z.shape[1],) * 2, bool))
+    weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf), axis=-1)
+    return jnp.tanh(z @ params["w"] + jnp.einsum("bij,bjd->bid", weights, v) + x)
+
+
+def _inputs(dtype="float32"):
+    rng = np.random.default_rng(10)
+    params = {
+        "w": problems.random_matrix(rng, WIDTH, 0.6),
+        **{name: 0.3 * rng.standard_normal((WIDTH, WIDTH)) for name in "qkv"},
+    }
+    x = rng.standard_normal((BATCH, LENGTH, WIDTH))
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, jnp.zeros_like(x), x))
+
+
+def _changed(x, t):
+    """x with everything after position t replaced."""
+    other = 3.0 * np.random.default_rng(t).standard_normal(x.shape)
+    return x.at[:, t + 1 :].set(jnp.asarray(other[:, t + 1 :], x.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "gradient", "rtol", "max_steps", "causal"))
+def _solve(params, z0, x, *, solver, max_steps, rtol=1e-9, causal=True, gradient=IMPLICIT):
+    return jdeq.fixed_point(
+        cell, params, z0, x,
+        solver=solver, gradient=gradient, rtol=rtol, max_steps=max_steps, causal=causal,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*below the resolution")
+@pytest.mark.parametrize("gradient", [jdeq.Implicit(), jdeq.Unrolled()], ids=repr)
+@pytest.mark.parametrize("budget", [3, 6, 12])
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_no_output_sees_a_later_input(solver, budget, gradient):
+    params, z0, x = _inputs()
+    run = functools.partial(
+        _solve, params, z0, solver=CAUSAL[solver], max_steps=budget, gradient=gradient
+    )
+    before = run(x)
+    for t in (0, 4, LENGTH - 2):
+        after = run(_changed(x, t))
+        np.testing.assert_array_equal(after.z[:, : t + 1], before.z[:, : t + 1])
+        for a, b in zip(after.stats, before.stats, strict=True):
+            np.testing.assert_array_equal(a[:, : t + 1], b[:, : t + 1])
+        assert not np.array_equal(after.z[:, t + 1 :], before.z[:, t + 1 :])
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_stopping_early_leaks_nothing(solver, rtol):
+    """Positions end at different times, and the loop with the slowest: also at x = 0 after t."""
+    params, z0, x = _inputs()
+    run = functools.partial(_solve, params, z0, solver=CAUSAL[solver], max_steps=80, rtol=rtol)
+    before = run(x)
+    assert np.all(before.stats.status == Status.CONVERGED)
+    for t in (0, 5):
+        for later in (_changed(x, t), x.at[:, t + 1 :].set(0.0), x.at[:, t + 1 :].mul(1e3)):
+            after = run(later)
+            np.testing.assert_array_equal(after.z[:, : t + 1], before.z[:, : t + 1])
+            np.testing.assert_array_equal(after.stats.nfe[:, : t + 1], before.stats.nfe[:, : t + 1])
+
+
+def test_whole_sequence_anderson_leaks():
+    """The negative control: mixing over the sequence moves earlier outputs."""
+    params, z0, x = _inputs()
+    run = functools.partial(
+        _solve, params, z0, solver=jdeq.Anderson(), max_steps=6, causal=False, rtol=1e-6
+    )
+    before, after = run(x).z, run(_changed(x, 5)).z
+    assert np.abs(after[:, :6] - before[:, :6]).max() > 1e-5
+
+
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_a_later_nan_stays_where_it_is(solver):
+    """A map of each position alone: NaN at position 7 is no position's business before it."""
+    params, z0, x = _inputs()
+
+    def f(params, z, x):
+        return jnp.tanh(z @ params["w"] + x)
+
+    def run(x):
+        return jdeq.fixed_point(
+            f, params, z0, x, solver=CAUSAL[solver], rtol=1e-4, max_steps=30, causal=True
+        )
+
+    before, after = run(x), run(x.at[:, 7].set(jnp.nan))
+    np.testing.assert_array_equal(after.z[:, :7], before.z[:, :7])
+    np.testing.assert_array_equal(after.stats.status[:, :7], before.stats.status[:, :7])
+    assert np.all(after.stats.status[:, 7] == Status.NONFINITE)
+    assert np.all(np.isfinite(after.z))
+
+
+def _residuals(params, z, x):
+    """Relative residual of each position, float64."""
+    return problems.true_residual(cell, params, z, x, ndim=2)
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+@pytest.mark.parametrize("budget", [1, 2, 5, 80])
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_causal_statistics_are_true(solver, budget, rtol):
+    """One entry per position; what is called CONVERGED is so in the state that is returned."""
+    params, z0, x = _inputs()
+    sol = _solve(params, z0, x, solver=CAUSAL[solver], max_steps=budget, rtol=rtol)
+    assert sol.stats.nfe.shape == (BATCH, LENGTH)
+    true = _residuals(params, sol.z, x)
+    converged = np.asarray(sol.stats.status) == Status.CONVERGED
+    assert np.all(true[converged] <= rtol * 1.01 + 1e-6)
+    np.testing.assert_allclose(sol.stats.residual, true, rtol=2e-2, atol=1e-6)
+    assert np.all(np.diff(np.asarray(sol.stats.nfe), axis=1) >= 0)
+    if budget == 80:
+        assert converged.all()
+
+
+def _dense_gradient():
+    """d loss / d (params, x) by a dense solve over a whole sequence at a time, float64."""
+    params, z0, x = _inputs(jnp.float64)
+    z = jax.lax.fori_loop(0, 400, lambda _, z: cell(params, z, x), z0)
+    flat, unravel = ravel_pytree(z)
+    jacobian = jax.jacfwd(lambda a: ravel_pytree(cell(params, unravel(a), x))[0])(flat)
+    ct = jnp.cos(jnp.arange(flat.size, dtype=flat.dtype))
+    w = jnp.linalg.solve(jnp.eye(flat.size) - jacobian.T, ct)
+    return jax.vjp(lambda p, x: cell(p, z, x), params, x)[1](unravel(w))
+
+
+@pytest.mark.parametrize("rule", [jdeq.Implicit(), jdeq.Implicit(solver=jdeq.NewtonKrylov())])
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_gradients_of_a_causal_solve(solver, rule):
+    with jax.enable_x64(True):
+        params, z0, x = _inputs(jnp.float64)
+
+        def run(params, x):
+            z = _solve(
+                params, z0, x,
+                solver=CAUSAL[solver], max_steps=150, rtol=1e-9, gradient=rule,
+            ).z  # fmt: skip
+            return jnp.sum(jnp.cos(jnp.arange(z.size)).reshape(z.shape) * z)
+
+        got = jax.jit(jax.grad(run, argnums=(0, 1)))(params, x)
+        assert problems.error(got, jax.tree.map(np.asarray, _dense_gradient())) <= 1e-6
+
+
+def test_causal_needs_a_solver_that_steps_each_position():
+    params, z0, x = _inputs()
+    with pytest.raises(ValueError, match="causal=True needs a solver.*Picard"):
+        jdeq.fixed_point(cell, params, z0, x, solver=jdeq.NewtonKrylov(), causal=True)
+
+
+def test_causal_needs_a_sequence_axis():
+    with pytest.raises(ValueError, match="must share their first 2 axes"):
+        jdeq.fixed_point(lambda p, z, x: z, (), jnp.zeros(3), (), causal=True)

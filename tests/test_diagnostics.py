@@ -1,0 +1,271 @@
+"""Spectral radius over families of spectra, adjoint residual, gradient comparison, report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jdeq
+from jdeq.diagnostics import (
+    adjoint_residual,
+    convergence_report,
+    gradient_cosine,
+    spectral_radius,
+)
+
+D, SAMPLES = 256, 4
+
+
+def orthogonal(rng):
+    return np.linalg.qr(rng.normal(size=(D, D)))[0]
+
+
+def dense(rng):
+    return rng.normal(size=(D, D)) / D**0.5
+
+
+def symmetric(rng):
+    q = orthogonal(rng)
+    return (q * np.linspace(-0.95, 0.95, D)) @ q.T
+
+
+def rotation(rng):
+    del rng
+    block = 0.9 * np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]])
+    return np.kron(np.eye(D // 2), block)
+
+
+def one_modulus(rng):
+    return 0.9 * orthogonal(rng)
+
+
+def non_normal(rng):
+    q = orthogonal(rng)
+    upper = np.triu(rng.normal(size=(D, D)), 1) / D**0.5
+    return q @ (np.diag(rng.uniform(-0.9, 0.9, D)) + upper) @ q.T
+
+
+def saturated(rng):
+    return rng.uniform(0, 1, (D, 1)) * dense(rng)
+
+
+def two_layers(rng):
+    hidden = 2 * D
+    active = rng.normal(size=(hidden, 1)) > 0
+    first = rng.normal(size=(hidden, D)) / D**0.5
+    return rng.normal(size=(D, hidden)) / hidden**0.5 @ (active * first)
+
+
+def low_rank(rng):
+    return rng.normal(size=(D, 10)) @ rng.normal(size=(10, D)) / D
+
+
+FAMILIES = (
+    dense, symmetric, rotation, one_modulus, non_normal, saturated, two_layers, low_rank
+)  # fmt: skip
+
+
+def apply(matrix, z, x):
+    """A linear map with a matrix per sample."""
+    del x
+    return jnp.einsum("...ij,...j->...i", matrix, z)
+
+
+def true_radius(matrices):
+    return np.abs(np.linalg.eigvals(np.asarray(matrices, np.float64))).max(axis=-1)
+
+
+@jax.jit
+def radius(matrices, key):
+    z = 0 * matrices[..., 0]  # zeros, placed on the mesh as the matrices are
+    return spectral_radius(apply, matrices, z, None, key)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda g: g.__name__)
+def test_spectral_radius_within_two_percent(family):
+    rng = np.random.default_rng(0)
+    matrices = np.stack([family(rng) for _ in range(SAMPLES)])
+    for seed in range(2):
+        found = radius(jnp.asarray(matrices, jnp.float32), jax.random.key(seed))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, true_radius(matrices), rtol=0.02)
+
+
+def test_rotation_is_not_its_real_part():
+    # A Rayleigh quotient says 0.9 cos(1) = 0.49.
+    block = rotation(None)[None, :2, :2].astype(np.float32)
+    np.testing.assert_allclose(radius(jnp.asarray(block), jax.random.key(0)), 0.9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 17])
+def test_small_states_are_solved_exactly(d):
+    matrices = np.random.default_rng(d).normal(size=(5, d, d))
+    found = radius(jnp.asarray(matrices, jnp.float32), jax.random.key(0))
+    # float32 eigenvalues of random 17 x 17 matrices.
+    np.testing.assert_allclose(found, true_radius(matrices), rtol=1e-3)
+
+
+def test_zero_and_nilpotent_jacobians():
+    zero = jnp.zeros((1, 6, 6))
+    np.testing.assert_array_equal(radius(zero, jax.random.key(0)), 0)
+    nilpotent = jnp.asarray(np.triu(np.ones((1, 6, 6)), 1), jnp.float32)
+    # Eigenvalues of a 6 x 6 Jordan block move by eps^(1/6) = 0.07 under rounding.
+    assert radius(nilpotent, jax.random.key(0))[0] < 0.1
+
+
+def test_samples_are_independent_and_nan_stays_with_its_own():
+    rng = np.random.default_rng(1)
+    matrices = jnp.asarray(np.stack([dense(rng) for _ in range(3)]), jnp.float32)
+    clean = radius(matrices, jax.random.key(0))
+    spoiled = radius(matrices.at[1].set(jnp.nan), jax.random.key(0))
+    kept = np.array([0, 2])
+    np.testing.assert_allclose(clean[kept], spoiled[kept], rtol=1e-6)
+    assert np.isnan(spoiled[1])
+
+
+def test_pytree_states_and_batch_axes():
+    half = np.random.default_rng(2).normal(size=(2, 3, 4, 4)) / 2
+    matrices = jnp.asarray(half, jnp.float32)
+
+    def pair(params, z, x):
+        return {"a": apply(params, z["a"], x), "b": 0.1 * z["b"]}
+
+    z = {"a": jnp.zeros((2, 3, 4)), "b": jnp.zeros((2, 3, 1, 2))}
+    found = spectral_radius(pair, matrices, z, None, jax.random.key(0), batch_ndim=2)
+    np.testing.assert_allclose(found, np.maximum(true_radius(matrices), 0.1), rtol=1e-3)
+    alone = spectral_radius(
+        apply, matrices[0, 0], jnp.zeros(4), None, jax.random.key(0), batch_ndim=0
+    )
+    np.testing.assert_allclose(alone, true_radius(matrices[0, 0]), rtol=1e-3)
+
+
+def test_double_precision_and_bfloat16():
+    matrices = np.stack([dense(np.random.default_rng(3))])
+    with jax.enable_x64(True):
+        found = radius(jnp.asarray(matrices), jax.random.key(0))
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, true_radius(matrices), rtol=0.02)
+    found = radius(jnp.asarray(matrices, jnp.bfloat16), jax.random.key(0))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, true_radius(matrices), rtol=0.03)  # 8 bits of mantissa
+
+
+def test_spectral_radius_is_a_constant_under_grad_vmap_and_shard_map():
+    matrices = jnp.asarray(np.random.default_rng(4).normal(size=(8, 1, 5, 5)), jnp.float32)
+    key = jax.random.key(0)
+    flat = matrices[:, 0]
+    gradient = jax.grad(lambda m: jnp.sum(m[0, 0, 0] + radius(m, key)))(flat)
+    assert np.count_nonzero(gradient) == 1
+    np.testing.assert_allclose(
+        jax.vmap(radius, (0, None))(matrices, key)[:, 0], true_radius(flat), rtol=1e-3
+    )
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("data")
+    sharded = jax.shard_map(radius, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec)
+    np.testing.assert_allclose(sharded(flat, key), true_radius(flat), rtol=1e-3)
+
+
+def test_spectral_radius_needs_a_product():
+    with pytest.raises(ValueError, match="spectral_radius: num_products must be >= 1; got 0"):
+        spectral_radius(apply, jnp.eye(2)[None], jnp.zeros((1, 2)), None, jax.random.key(0),
+                        num_products=0)  # fmt: skip
+
+
+def tanh(params, z, x):
+    return jnp.tanh(z @ params.T + x)
+
+
+def problem(dtype=jnp.float32):
+    rng = np.random.default_rng(5)
+    params = rng.normal(size=(6, 6))
+    params = 0.8 * params / np.linalg.norm(params, 2)
+    return jnp.asarray(params, dtype), jnp.asarray(rng.normal(size=(4, 6)), dtype)
+
+
+def test_adjoint_residual_against_a_dense_solve():
+    with jax.enable_x64(True):
+        params, x = problem(jnp.float64)
+        z = jdeq.fixed_point(tanh, params, jnp.zeros_like(x), x, rtol=1e-13, max_steps=200).z
+        jacobian = (1 - np.asarray(tanh(params, z, x)) ** 2)[:, :, None] * np.asarray(params)
+        ct = np.random.default_rng(6).normal(size=z.shape)
+        image = np.einsum("bij,bi->bj", jacobian, ct)
+        exact = np.linalg.solve(
+            np.eye(6) - jacobian.transpose(0, 2, 1), ct[..., None]
+        )[..., 0]  # fmt: skip
+        assert adjoint_residual(tanh, params, z, x, exact, ct).max() < 1e-14
+        first = adjoint_residual(tanh, params, z, x, jnp.asarray(ct), ct)
+        expected = np.linalg.norm(image, axis=1) / np.linalg.norm(image + ct, axis=1)
+        np.testing.assert_allclose(first, expected, rtol=1e-12)
+    zero = jnp.zeros((4, 6))
+    params, x = problem()
+    half = zero.astype(jnp.bfloat16)  # a map that answers in float32 is cast, as fixed_point does
+    assert adjoint_residual(tanh, params, half, x, 1 + half, half).dtype == jnp.float32
+    np.testing.assert_array_equal(adjoint_residual(tanh, params, zero, x, zero, zero), 0)
+
+
+def quadratic(z):
+    return jnp.sum(z**2)
+
+
+def test_gradient_cosine_orders_the_rules():
+    params, x = problem()
+    z0 = jnp.zeros_like(x)
+    loose, tight, one = (
+        gradient_cosine(tanh, params, z0, x, quadratic, gradient=rule, rtol=rtol)
+        for rule, rtol in (
+            (jdeq.Implicit(), 1e-2), (jdeq.Implicit(), 1e-6), (jdeq.OneStep(), 1e-6)
+        )
+    )  # fmt: skip
+    assert tight.cosine > 1 - 1e-6 and tight.relative_error < 1e-5
+    assert tight.relative_error < loose.relative_error < one.relative_error
+    assert 0.5 < one.cosine < 0.9999 and loose.cosine > one.cosine
+    # A thousandth of rtol, but not below 16 times the resolution of float32, 1e-6.
+    assert loose.reference_residual <= 1e-5
+    assert max(tight.reference_residual, one.reference_residual) <= 1e-6
+
+
+def test_gradient_cosine_against_hand_made_gradients():
+    params, x = problem()
+    z0 = jnp.zeros_like(x)
+
+    def gradient(rule, rtol):
+        def value(p):
+            sol = jdeq.fixed_point(tanh, p, z0, x, gradient=rule, rtol=rtol, max_steps=200)
+            return quadratic(sol.z)
+
+        return np.asarray(jax.grad(value)(params)).ravel()
+
+    ours, exact = gradient(jdeq.OneStep(), 1e-5), gradient(jdeq.Implicit(), 1e-6)
+    found = gradient_cosine(
+        tanh, params, z0, x, quadratic, gradient=jdeq.OneStep(), rtol=1e-5, max_steps=200
+    )
+    cosine = ours @ exact / np.linalg.norm(ours) / np.linalg.norm(exact)
+    np.testing.assert_allclose(found.cosine, cosine, rtol=1e-4)
+    error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+    np.testing.assert_allclose(found.relative_error, error, rtol=1e-3)
+
+
+def test_gradient_cosine_says_when_the_reference_is_not_to_be_trusted():
+    params, x = problem()
+    found = gradient_cosine(
+        tanh, 3 * params, jnp.zeros_like(x), x, quadratic, solver=jdeq.Picard(), max_steps=1
+    )
+    assert found.reference_residual > 1e-5
+    zero = gradient_cosine(tanh, params, jnp.zeros_like(x), x, lambda z: 0.0 * jnp.sum(z))
+    assert zero.cosine == 1 and zero.relative_error == 0
+    with pytest.raises(ValueError, match=r"tighten must lie in \(0, 1\); got 1.0"):
+        gradient_cosine(tanh, params, x, x, quadratic, tighten=1.0)
+
+
+def test_convergence_report():
+    stats = jdeq.SolverStats(
+        jnp.array([4, 7, 40, 9]), jnp.array([1e-4, 2e-4, 0.021, 5e-4]), jnp.array([0, 0, 1, 0])
+    )
+    report = convergence_report(jdeq.Solution(jnp.zeros((4, 1)), stats, None))
+    assert report == (
+        "4 samples: 3 CONVERGED, 1 MAX_STEPS\n"
+        "nfe 4 / 8 / 40 (min / median / max), residual at most 2.1e-02"
+    )
+    one = jdeq.fixed_point(lambda p, z, x: 0.5 * z + x, None, jnp.zeros(3), jnp.ones(3),
+                           batch_ndim=0)  # fmt: skip
+    assert convergence_report(one).startswith("1 sample: 1 CONVERGED\nnfe ")

@@ -1,0 +1,122 @@
+"""Metrics, schedules, stopping, and the equilibrium taken out of a model."""
+
+import io
+import json
+import math
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jdeq
+from jdeq.training import (
+    JsonLines,
+    StopRequest,
+    TensorBoard,
+    Terminal,
+    adamw,
+    equilibrium_of,
+    read_metrics,
+    summarize,
+    warmup_cosine,
+)
+from tests.training.problem import MODEL, initial_state, toy_data
+
+TRAIN = {
+    "loss_nats": 0.5, "accuracy": 0.75, "nfe_forward": 6.0, "nfe_backward": 7.0,
+    "residual_max": 1e-3, "residual_backward": math.inf, "examples_per_second": 100.0,
+    "count_skipped": 2,
+}  # fmt: skip
+
+
+def test_summarize_combines_by_name():
+    records = [
+        {"loss_nats": 1.0, "residual_max": 0.1, "count_skipped": 1, "step_seconds": 60.0},
+        {"loss_nats": 3.0, "residual_max": 0.3, "count_skipped": 1, "step_seconds": 0.1},
+        {"loss_nats": 2.0, "residual_max": math.nan, "count_skipped": 0, "step_seconds": 0.2},
+    ]
+    summary = summarize([{**r, **({"penalty": 5.0} if i else {})} for i, r in enumerate(records)])
+    assert math.isnan(summary.pop("residual_max"))
+    assert summary == {"loss_nats": 2.0, "count_skipped": 2, "step_seconds": 0.2, "penalty": 5.0}
+
+
+def test_json_lines_go_on_where_the_checkpoint_stands(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path, start_step=0)
+    for step in (5, 10, 15):
+        first.write(step, "train", {"loss_nats": float(step), "residual_max": math.nan})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 20, "ki')  # killed while writing
+    second = JsonLines(path, start_step=10)
+    second.write(12, "test", {"accuracy": 1.0})
+    second.close()
+    assert [r["step"] for r in read_metrics(path)] == [5, 10, 12]
+    assert read_metrics(path)[0]["residual_max"] is None
+    assert "NaN" not in path.read_text()
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_tensorboard_writes_events(tmp_path):
+    board = TensorBoard(tmp_path, start_step=0)
+    board.write(1, "train", TRAIN)
+    board.close()
+    assert [p for p in tmp_path.iterdir() if "tfevents" in p.name]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_terminal_shows_the_numbers(terminal, capsys):
+    console = Console(file=io.StringIO() if terminal else None, force_terminal=terminal, width=150)
+    sink = Terminal(total_steps=20, start_step=0, steps_per_epoch=5, console=console)
+    sink.write(10, "train", TRAIN)
+    sink.write(10, "test", {**TRAIN, "residual_mean": 0.01})
+    sink.close()
+    shown = console.file.getvalue() if terminal else capsys.readouterr().out
+    for text in ("loss 0.500", "75.0%", "nfe 6.0/7.0", "1e-03/inf", "100 ex/s", "skipped 2"):
+        assert text in shown
+    assert "accuracy 75.00%" in shown
+    assert ("\x1b[" in shown) == terminal
+
+
+def test_warmup_cosine():
+    schedule = warmup_cosine(peak=2.0, warmup_steps=10, total_steps=110)
+    values = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(values, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"warmup_steps must be in 0\.\..*= 9; got 10"):
+        warmup_cosine(peak=1.0, warmup_steps=10, total_steps=10)
+    with pytest.raises(ValueError, match="peak must be > 0; got 0"):
+        warmup_cosine(peak=0, warmup_steps=0, total_steps=10)
+
+
+def test_weight_decay_is_for_kernels():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = adamw(lambda step: 0.1, weight_decay=0.5)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0.0)
+    for options in ({"weight_decay": -1.0}, {"clip_norm": 0.0}):
+        with pytest.raises(ValueError, match="must be"):
+            adamw(lambda step: 0.1, **options)
+
+
+def test_first_signal_asks_second_interrupts():
+    previous = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        assert not stop and stop.name is None
+        signal.raise_signal(signal.SIGINT)
+        assert stop and stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_equilibrium_of_is_the_problem_the_model_solves():
+    images, variables = toy_data().images[:4], initial_state().variables
+    _, solution = MODEL.apply(variables, images)
+    f, params, z0, x = equilibrium_of(MODEL, variables, images)
+    ours = jdeq.fixed_point(f, params, z0, x, solver=jdeq.Anderson(depth=3), max_steps=10)
+    np.testing.assert_allclose(ours.z, solution.z, rtol=1e-5, atol=1e-6)
