@@ -20,13 +20,16 @@ COLLECTION = "jdeq"
 class DEQ(nn.Module):
     """Implicit layer ``z* = cell(z*, x)`` around any Linen module called as ``cell(z, x)``.
 
-    The cell is initialised by one call. One key per random stream (dropout) is drawn per call and
+    The cell is initialised by one call. What it sows is dropped: there would be one value per
+    evaluation. One key per random stream (dropout) is drawn per call and
     used at every evaluation, forward and backward. With ``mutable=["jdeq"]`` the layer sows
     ``nfe``, ``residual`` and ``status``, one entry per sample; if a key for the stream
     ``"jacobian"`` is given too, also ``jacobian_penalty``, with the randomness of the solve.
 
     Attributes:
-      cell: the map; its parameters live under this module as ``cell``.
+      cell: the map. Its parameters live under this module as ``cell``; those of a cell built inside
+        a compact method of another module live beside this one, as Linen does with any submodule
+        handed over (``cell=Cell(parent=None)`` puts them under ``cell`` there too).
       solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace: as in
         :func:`jdeq.fixed_point`.
       num_probes: probes of the Jacobian penalty, >= 1.
@@ -98,16 +101,30 @@ class DEQ(nn.Module):
         cell, variables = self.cell.unbind()
         scope = self.cell.scope
         streams = [] if scope is None else [name for name in scope.rngs if name != "jacobian"]
-        keys = {name: self.cell.make_rng(name) for name in streams}
-
-        def f(variables: PyTree, z: PyTree, x: PyTree) -> PyTree:
-            return cell.apply(variables, z, x, rngs=keys)
-
+        f = _PureCell(cell, {name: self.cell.make_rng(name) for name in streams})
         try:
             jax.eval_shape(f, variables, z0, x)
         except errors.ModifyScopeVariableError as error:
-            raise ValueError(_writes_message(cell, variables, keys, z0, x)) from error
+            raise ValueError(_writes_message(f, variables, z0, x)) from error
         return f, variables
+
+
+class _PureCell:
+    """``f(variables, z, x)``; hashed like its cell, so that a second eager call does not
+    compile.
+    """
+
+    def __init__(self, cell: nn.Module, keys: dict[str, Array]):
+        self.cell, self.keys = cell, keys
+
+    def __call__(self, variables: PyTree, z: PyTree, x: PyTree) -> PyTree:
+        return self.cell.apply(variables, z, x, rngs=self.keys)
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.cell, *sorted(self.keys)))
+        except TypeError:  # an attribute of the cell that cannot be hashed
+            return hash((type(self.cell), *sorted(self.keys)))
 
 
 def initial_state(cell: Any, x: PyTree) -> PyTree:
@@ -117,11 +134,12 @@ def initial_state(cell: Any, x: PyTree) -> PyTree:
     return jax.tree.map(jax.numpy.zeros_like, x)
 
 
-def _writes_message(cell: nn.Module, variables: PyTree, keys: PyTree, z0: PyTree, x: PyTree) -> str:
+def _writes_message(f: _PureCell, variables: PyTree, z0: PyTree, x: PyTree) -> str:
     """Name the collections that the cell writes."""
 
     def written(variables):
-        return cell.apply(variables, z0, x, rngs=keys, mutable=nn.DenyList("params"))[1]
+        mutable = nn.DenyList("params")
+        return f.cell.apply(variables, z0, x, rngs=f.keys, mutable=mutable)[1]
 
     names = ", ".join(sorted(jax.eval_shape(written, variables)))
     return (

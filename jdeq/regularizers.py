@@ -1,6 +1,7 @@
 """Regularizers of a deep equilibrium model: the Jacobian penalty and fixed-point correction."""
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable
 
@@ -37,13 +38,15 @@ def jacobian_penalty(
     Returns:
       one value per sample, float32 or wider; d is the number of entries of one sample.
     Raises:
-      ValueError: if ``num_probes`` < 1.
+      ValueError: if ``num_probes`` is not an integer >= 1.
     Cost: one evaluation of f and M transposed products; its gradient about as much again.
     Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian Regularization,
       eq. 3-4; Hutchinson (1989).
     """
-    if num_probes < 1:
-        raise ValueError(f"jdeq.jacobian_penalty: num_probes must be >= 1; got {num_probes}")
+    if not isinstance(num_probes, int) or num_probes < 1:
+        raise ValueError(
+            f"jdeq.jacobian_penalty: num_probes must be an integer >= 1; got {num_probes}"
+        )
     z = lax.stop_gradient(z)
     fz, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
     axes = tree.varying_axes(fz)
@@ -85,16 +88,18 @@ class JacobianSchedule:
 
     def __post_init__(self):
         name = "jdeq.JacobianSchedule"
-        if not self.weight >= 0.0:
-            raise ValueError(f"{name}: weight must be >= 0; got {self.weight}")
+        for field in ("weight", "growth"):
+            value = getattr(self, field)
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f"{name}: {field} must be finite and >= 0; got {value}")
         if not 0.0 <= self.probability <= 1.0:
             raise ValueError(f"{name}: probability must lie in [0, 1]; got {self.probability}")
-        if not self.growth >= 0.0:
-            raise ValueError(f"{name}: growth must be >= 0; got {self.growth}")
         if self.growth > 0 and self.growth_every < 1:
             raise ValueError(
                 f"{name}: growth_every must be >= 1 where growth > 0; got {self.growth_every}"
             )
+        if self.start < 0:
+            raise ValueError(f"{name}: start must be >= 0; got {self.start}")
         if self.stop is not None and self.stop < self.start:
             raise ValueError(f"{name}: stop must be >= start={self.start}; got {self.stop}")
 

@@ -103,12 +103,21 @@ def history_dot(past: PyTree, tree: PyTree, ndim: int) -> Float[Array, " *batch 
             (contract, (batch, batch)),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=dtype,
+            out_sharding=_sample_sharding(a, ndim),
         )
 
     parts = [
         leaf_dot(h, a) for h, a in zip(jax.tree.leaves(past), jax.tree.leaves(tree), strict=True)
     ]
     return sum(parts[1:], parts[0])
+
+
+def _sample_sharding(a: Array, ndim: int) -> jax.NamedSharding | None:
+    """Where ``[*batch, depth]`` scalars of ``a`` lie on a mesh with explicit axes; else None."""
+    sharding = jax.typeof(a).sharding
+    if all(axis is None for axis in sharding.spec):
+        return None
+    return jax.NamedSharding(sharding.mesh, jax.P(*sharding.spec[:ndim], None))
 
 
 def history_mix(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int) -> PyTree:

@@ -699,10 +699,6 @@ def test_explicit_mesh_with_other_rules(rule):
     _close(got, want, rtol=1e-3)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="explicit axes over the features of the state work with Picard only",
-)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_meshes_with_a_sharded_width(solver, kind):

@@ -73,9 +73,9 @@ def test_table_states_the_gap(name):
     assert (radius < 1) == case.contracts == ("picard" in case.solvers)
 
 
-def _check_against_dense_solve(solver, rule, name, dtype):
+def _check_against_dense_solve(solver, rule, name, dtype, rtol=None):
     case = TABLE[name]
-    rtol, steps = RTOL[dtype], case.steps(solver)
+    rtol, steps = rtol or RTOL[dtype], 2 * case.steps(solver)
     grads, sol = _gradients(case, SOLVERS[solver], EXACT_RULES[rule], dtype, rtol, steps)
     z, _, want = problems.truth(name)
     assert np.all(sol.stats.status == jdeq.Status.CONVERGED), sol.stats
@@ -90,16 +90,26 @@ def test_implicit_against_dense_solve(solver, name, dtype):
     _check_against_dense_solve(solver, "implicit", name, dtype)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the derivative of the steps converges later than the steps: beyond 1e-5 at rtol 1e-7",
-)
-# Compiling the reverse of unrolled steps takes long: the other precision is in the slow suite.
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("solver", "name"), [(s, n) for s, r, n in EXACT if r == "unrolled"])
-def test_unrolled_against_dense_solve(solver, name, dtype):
-    """The derivative of the steps taken lags behind the state: ``k rho^k`` for Picard."""
-    _check_against_dense_solve(solver, "unrolled", name, dtype)
+# The derivative of the steps taken lags behind the state, by ``k rho^k`` for Picard: at the asked
+# rtol of 1e-7 it is 3e-4 off at worst (Broyden, symmetric), at 1e-9 within the bound everywhere.
+# A rotation is solved in three steps, by Krylov's finite end, before its derivative is.
+UNROLLED = [
+    (solver, name)
+    for solver, rule, name in EXACT
+    if rule == "unrolled" and (solver == "picard" or name != "rotation")
+]
+
+
+@pytest.mark.parametrize(("solver", "name"), UNROLLED)
+def test_unrolled_against_dense_solve(solver, name):
+    _check_against_dense_solve(solver, "unrolled", name, "float64", rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TABLE if name not in ("slow", "expansive")])
+def test_unrolled_picard_in_float32(name):
+    """Not "slow": its derivative would need more steps than float32 can tell apart."""
+    _check_against_dense_solve("picard", "unrolled", name, "float32")
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -324,7 +334,8 @@ def test_shared_inverse_is_the_dense_broyden_inverse(history):
             assert problems.error(sol.z[i], z) <= 1e-9
             w.append(inverse.T @ ct[i])
         through = pull(jnp.asarray(np.stack(w)))
-        direct = jax.grad(lambda p: problems.loss(jnp.asarray(sol.z), problems.start(p, z0)))(params)
+        end = jnp.asarray(sol.z)
+        direct = jax.grad(lambda p: problems.loss(end, problems.start(p, z0)))(params)
         want = jax.tree.map(jnp.add, through[0], direct), through[1]
         assert problems.error(grads, jax.tree.map(np.asarray, want)) <= 1e-7
 

@@ -1,5 +1,7 @@
 """jdeq.linen.DEQ: equal to the bare function, with randomness fixed within a call."""
 
+import importlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -227,3 +229,13 @@ def test_batch_norm_in_training_mode_is_refused():
     deq = DEQ(cell=NormCell(frozen=True))
     variables = deq.init(jax.random.key(0), X)
     assert (deq.apply(variables, X).stats.status == jdeq.Status.CONVERGED).all()
+
+
+def test_repeated_eager_calls_do_not_compile_again():
+    run = importlib.import_module("jdeq.fixed_point")._run
+    deq, variables = make(rate=0.4)
+    deq.apply(variables, X, rngs={"dropout": jax.random.key(2)})
+    before = run._cache_size()
+    for seed in (3, 4):
+        deq.apply(variables, X, rngs={"dropout": jax.random.key(seed)})
+    assert run._cache_size() == before

@@ -126,10 +126,12 @@ def test_schedule_grows_between_start_and_stop():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight": -1.0}, r"weight must be >= 0; got -1.0"),
-        ({"weight": float("nan")}, r"weight must be >= 0; got nan"),
+        ({"weight": -1.0}, r"weight must be finite and >= 0; got -1.0"),
+        ({"weight": float("nan")}, r"weight must be finite and >= 0; got nan"),
+        ({"weight": float("inf")}, r"weight must be finite and >= 0; got inf"),
+        ({"weight": 1.0, "start": -1}, r"start must be >= 0; got -1"),
         ({"weight": 1.0, "probability": 1.5}, r"probability must lie in \[0, 1\]; got 1.5"),
-        ({"weight": 1.0, "growth": -0.1}, r"growth must be >= 0; got -0.1"),
+        ({"weight": 1.0, "growth": -0.1}, r"growth must be finite and >= 0; got -0.1"),
         ({"weight": 1.0, "growth": 0.1}, r"growth_every must be >= 1 where growth > 0; got 0"),
         ({"weight": 1.0, "start": 5, "stop": 4}, r"stop must be >= start=5; got 4"),
     ],

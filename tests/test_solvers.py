@@ -17,20 +17,26 @@ def _scaled(f, s):
 
 
 @functools.cache
-def _counts(solver: str, loss_scale: float = 1.0, state_scale: float = 1.0):
-    """Problem B at rtol 1e-5: forward stats, and (products, residual) of each sample's adjoint."""
+def _gradient_on_b(solver: str):
+    """One program for all scales: another program may round differently."""
     case = problems.full_b()
-    params, z0, x = case.inputs("float32")
-    f = _scaled(case.f, state_scale)
 
-    def run(params, probe):
+    def run(params, probe, z0, x, loss_scale, state_scale):
         sol = jdeq.fixed_point(
-            f, params, z0, x, solver=SOLVERS[solver], rtol=1e-5, max_steps=100, probe=probe
-        )
+            _scaled(case.f, state_scale), params, z0, x,
+            solver=SOLVERS[solver], rtol=1e-5, max_steps=100, probe=probe,
+        )  # fmt: skip
         return loss_scale * jnp.mean((sol.z / state_scale) ** 2), sol.stats
 
-    gradient = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
-    (_, report), stats = gradient(params, jdeq.backward_probe(64))
+    return jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
+
+
+def _counts(solver: str, loss_scale: float = 1.0, state_scale: float = 1.0):
+    """Problem B at rtol 1e-5: forward stats, and (products, residual) of each sample's adjoint."""
+    params, z0, x = problems.full_b().inputs("float32")
+    (_, report), stats = _gradient_on_b(solver)(
+        params, jdeq.backward_probe(64), z0, x, loss_scale, state_scale
+    )
     return jax.tree.map(np.asarray, stats), np.asarray(report)
 
 
@@ -54,9 +60,9 @@ def test_evaluations_on_b_do_not_depend_on_scales(solver, most, loss_scale, stat
     assert scaled_stats.nfe.max() <= most
     assert scaled_report[:, 0].max() <= most
     # Broyden restarts after 20 steps, and what follows depends on rounding: see the next test.
-    if solver == "anderson":
-        assert abs(int(scaled_stats.nfe.max()) - int(stats.nfe.max())) <= 2
-        assert abs(scaled_report[:, 0].max() - report[:, 0].max()) <= 2
+    within = 2 if solver == "anderson" else 5
+    assert abs(int(scaled_stats.nfe.max()) - int(stats.nfe.max())) <= within
+    assert abs(scaled_report[:, 0].max() - report[:, 0].max()) <= within
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])

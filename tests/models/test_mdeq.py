@@ -135,6 +135,7 @@ def test_shapes_for_any_number_of_scales(channels, downsamples):
     ]
 
 
+@pytest.mark.slow
 def test_cell_is_bounded_whatever_its_weights():
     f, variables, x, z = compiled_cell(SMALL)
     for scale in (1.0, 30.0):
@@ -189,6 +190,7 @@ def test_dropout_mask_is_fixed_by_the_rng_and_off_without_it():
     np.testing.assert_allclose(off, without(variables, z, x)[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_model_converges_also_under_dropout():
     model = MDEQ(config=dataclasses.replace(PAIR, dropout=0.3))
     variables = contractive(model_variables())
