@@ -10,8 +10,10 @@ import optax
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
 from jdeq.data import Digits, ShuffledBatches, load_digits
-from jdeq.models import MDEQ
+from jdeq.models import MDEQ, MDEQConfig, RevDEQ, RevDEQConfig
 from jdeq.training import TrainState, abstract_state, make_init
+
+MODELS: dict[type, Any] = {MDEQConfig: MDEQ, RevDEQConfig: RevDEQ}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +23,8 @@ class Run:
     config: ExperimentConfig
     data: Digits
     batches: ShuffledBatches
-    model: MDEQ
-    pretrain_model: MDEQ  # the same parameters, the cell unrolled
+    model: MDEQ | RevDEQ
+    pretrain_model: MDEQ | RevDEQ  # the same parameters, the cell unrolled
     schedule: jdeq.JacobianSchedule
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -76,7 +78,7 @@ def _build(config: ExperimentConfig) -> Run:
             f"pretrain.steps must be < {total_steps}, the length of the run; "
             f"got {config.pretrain.steps}"
         )
-    model = MDEQ(
+    model = MODELS[type(config.model)](
         config.model,
         solver=config.solver.build(),
         gradient=config.gradient.build(),

@@ -11,13 +11,14 @@ import importlib
 import json
 import pathlib
 import pkgutil
+import typing
 from typing import Any, Literal
 
 import optax
 
 import jdeq
 from experiments import configs
-from jdeq.models import MDEQConfig
+from jdeq.models import MDEQConfig, RevDEQConfig
 from jdeq.training import adamw, warmup_cosine
 
 
@@ -42,13 +43,15 @@ class DataConfig:
 class SolverConfig:
     """The forward solver and when it stops."""
 
-    kind: Literal["picard", "anderson", "broyden", "newton_krylov"] = "anderson"
+    kind: Literal["picard", "anderson", "broyden", "newton_krylov", "reversible"] = "anderson"
     damping: float | None = None
     """picard, anderson: the share of f(z) in the next iterate."""
     depth: int | None = None
     """anderson: how many earlier iterates are mixed."""
     history: int | None = None
     """broyden: how many updates are kept."""
+    beta: float | None = None
+    """reversible: the share of f in each half-step."""
     rtol: float = 1e-3
     max_steps: int = 8
 
@@ -59,6 +62,7 @@ class SolverConfig:
             "anderson": jdeq.Anderson,
             "broyden": jdeq.Broyden,
             "newton_krylov": jdeq.NewtonKrylov,
+            "reversible": jdeq.Reversible,
         }
         return _build("solver", kinds, self, shared=("rtol", "max_steps"))
 
@@ -67,11 +71,18 @@ class SolverConfig:
 class GradientConfig:
     """How the solution is differentiated."""
 
-    kind: Literal["implicit", "unrolled", "one_step", "phantom", "neumann", "shared_inverse"] = (
-        "implicit"
-    )
+    kind: Literal[
+        "implicit",
+        "unrolled",
+        "one_step",
+        "phantom",
+        "neumann",
+        "shared_inverse",
+        "reversible",
+    ] = "implicit"
     rtol: float | None = None
-    """implicit: tolerance of the backward solve; None is the forward one."""
+    """implicit: tolerance of the backward solve, None is the forward one; reversible: wanted error
+    of the reconstructed states."""
     max_steps: int | None = None
     """implicit: budget of the backward solve; None is the forward one."""
     steps: int | None = None
@@ -90,6 +101,7 @@ class GradientConfig:
             "phantom": jdeq.Phantom,
             "neumann": jdeq.Neumann,
             "shared_inverse": jdeq.SharedInverse,
+            "reversible": jdeq.ReversibleGradient,
         }
         return _build("gradient", kinds, self)
 
@@ -173,7 +185,7 @@ class LoopConfig:
 class ExperimentConfig:
     """One run."""
 
-    model: MDEQConfig
+    model: MDEQConfig | RevDEQConfig
     seed: int = 0
     """Of the initialisation, the order of the data, dropout and probes."""
     data: DataConfig = DataConfig()
@@ -269,13 +281,17 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _from_dict(cls: Any, values: dict[str, Any]) -> Any:
-    types = {field.name: field.type for field in dataclasses.fields(cls)}
-    if set(values) != set(types):
-        raise ValueError(f"fields {sorted(set(values) ^ set(types))} do not fit {cls.__name__}")
-    return cls(
+    """The dataclass ``cls``, or the member of a union of them that has these fields."""
+    members = typing.get_args(cls) or (cls,)
+    fitting = [m for m in members if set(values) == {field.name for field in dataclasses.fields(m)}]
+    if not fitting:
+        names = " or ".join(member.__name__ for member in members)
+        raise ValueError(f"fields {sorted(values)} do not fit {names}")
+    types = {field.name: field.type for field in dataclasses.fields(fitting[0])}
+    return fitting[0](
         **{
             name: _from_dict(types[name], value)
-            if dataclasses.is_dataclass(types[name])
+            if isinstance(value, dict)
             else tuple(value)
             if isinstance(value, list)
             else value

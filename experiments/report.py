@@ -16,7 +16,6 @@ from experiments import workdir
 from experiments.build import Run
 from jdeq import plots
 from jdeq.data import Dataset
-from jdeq.models import MDEQ
 from jdeq.training import TrainState, equilibrium_of, evaluate, make_eval_step, read_metrics
 
 BUDGETS = (1, 2, 3, 4, 5, 6)
@@ -41,7 +40,7 @@ _FORMATS = {
 
 
 def evaluate_at(
-    model: MDEQ,
+    model: Any,
     variables: dict[str, Any],
     data: Dataset,
     *,

@@ -69,6 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
         args=rest,
         default=Arguments(workdir=tyro.MISSING, config=config),
         prog=f"python -m experiments.train {name}",
+        config=(tyro.conf.AvoidSubcommands,),  # the run says which of the models it trains
         description=importlib.import_module(f"experiments.configs.{name}").__doc__,
     )
     return name, arguments

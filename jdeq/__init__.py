@@ -1,10 +1,18 @@
 """Deep equilibrium models for JAX and Flax."""
 
-from jdeq.diagnostics import spectral_radius
+from jdeq.diagnostics import propose_beta, spectral_radius
 from jdeq.fixed_point import backward_probe, check, fixed_point
-from jdeq.gradients import Implicit, Neumann, OneStep, Phantom, SharedInverse, Unrolled
+from jdeq.gradients import (
+    Implicit,
+    Neumann,
+    OneStep,
+    Phantom,
+    ReversibleGradient,
+    SharedInverse,
+    Unrolled,
+)
 from jdeq.regularizers import JacobianSchedule, fixed_point_correction, jacobian_penalty
-from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
+from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard, Reversible
 from jdeq.types import Solution, SolverStats, Status
 
 __all__ = [
@@ -17,6 +25,8 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Picard",
+    "Reversible",
+    "ReversibleGradient",
     "SharedInverse",
     "Solution",
     "SolverStats",
@@ -27,5 +37,6 @@ __all__ = [
     "fixed_point",
     "fixed_point_correction",
     "jacobian_penalty",
+    "propose_beta",
     "spectral_radius",
 ]

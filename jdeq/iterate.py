@@ -47,6 +47,7 @@ def iterate(
     causal: bool = False,
     trace: bool = False,
     freeze: bool = False,
+    last: bool = False,
     unroll: bool = False,
     checkpoint: bool = False,
 ) -> tuple[Solution, Any]:
@@ -62,16 +63,20 @@ def iterate(
       causal: the last sample axis is a sequence: a position is done when it and all before it are,
         and is then held fixed; the last iterate is returned, whose positions were evaluated
         together.
-      freeze: hold the whole solver state of a sample that is done (else only what is returned).
-      unroll: differentiable by backpropagation, and return the last iterate after ``max_steps``
-        updates instead of the best one seen. ``checkpoint`` recomputes each step in reverse.
+      freeze: hold the whole solver state of a sample that is done (else only what is returned); of
+        one that turned non-finite, the last finite state.
+      last: return the last finite iterate, after ``max_steps`` updates, instead of the best one
+        seen in ``max_steps`` steps.
+      unroll: as ``last``, and differentiable by backpropagation. ``checkpoint`` recomputes each
+        step in reverse.
     Cost: evaluations as reported in ``nfe``; a solve whose budget is a single evaluation of f, and
-      an unrolled one, spend one more to know the residual of the state they return.
+      one that returns the last iterate, take one more step to know the residual of what they
+      return.
     """
     state = solver.init(f, z0, ndim=ndim)
     residual, size = _measure(state, ndim)
     reference = residual + size
-    stagnates = rtol < resolution(z0) and not unroll
+    stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(residual, jnp.int32)
     progress = _Progress(
         step=jnp.int32(0),
@@ -85,7 +90,8 @@ def iterate(
     )
     # A loop's carry must keep its mark under shard_map, and counters start without it.
     progress = tree.vary(progress, tree.varying_axes(residual))
-    last = unroll or causal
+    closing = unroll or last or max_steps == 1
+    newest = unroll or last or causal
 
     def observe(p: _Progress, state: Any) -> _Progress:
         """Judge the newest evaluation and keep what is to be returned."""
@@ -94,7 +100,7 @@ def iterate(
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
         relative = jnp.where(finite, _ratio(absolute, size), jnp.inf)
         passed = finite & (absolute <= atol + rtol * size)
-        keep = running & finite if last else running & (passed | (relative < p.residual))
+        keep = running & finite if newest else running & (passed | (relative < p.residual))
         if causal:
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
@@ -109,7 +115,7 @@ def iterate(
         record = p.trace
         if record is not None:
             now = jnp.where(running, relative, jnp.nan)
-            # An unrolled solve takes one closing evaluation more than it has rows.
+            # A closing step has no row of its own.
             row = jnp.minimum(p.step, max_steps - 1)
             record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
         return _Progress(
@@ -124,7 +130,7 @@ def iterate(
         )
 
     def advance(p: _Progress) -> _Progress:
-        if not (freeze or last):
+        if not (freeze or newest):
             return observe(p, solver.step(f, p.state, ndim=ndim))
         running = p.status == _RUNNING
 
@@ -132,7 +138,13 @@ def iterate(
             return f(tree.select(running, z, p.state.z))
 
         state = solver.step(held, p.state, ndim=ndim)
-        return observe(p, tree.select(running, state, p.state))
+        shared = {name: getattr(state, name) for name in solver.shared}
+        advanced = observe(p, tree.select(running, state, p.state)._replace(**shared))
+        if not freeze:
+            return advanced
+        finite = advanced.status != Status.NONFINITE
+        state = tree.select(finite, advanced.state, p.state)._replace(**shared)
+        return advanced._replace(state=state)
 
     def unfinished(p: _Progress) -> Array:
         return jnp.any(p.status == _RUNNING)
@@ -147,7 +159,7 @@ def iterate(
         progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
     else:
         progress = lax.while_loop(lambda p: (p.step < max_steps) & unfinished(p), advance, progress)
-    if unroll or max_steps == 1:
+    if closing:
         progress = advance(progress)
     status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
     stats = SolverStats(progress.nfe, progress.residual, status)

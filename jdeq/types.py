@@ -71,6 +71,8 @@ class Solver(abc.ABC):
 
     causal: ClassVar[bool] = False
     """Whether a step treats each sample axis on its own, so that positions can be samples."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Fields of the state that go on for all when some samples are held, besides scalars."""
 
     @abc.abstractmethod
     def init(self, f: Map, z: PyTree, *, ndim: int) -> Any:

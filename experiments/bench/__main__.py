@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers",)
+SUITES = ("solvers", "reversible")
 
 
 def main() -> None:

@@ -97,6 +97,37 @@ def two_layer(batch: int, tokens: int, width: int, hidden: int) -> Problem:
     )
 
 
+def transformer_cell(batch: int, tokens: int, width: int, heads: int) -> tuple:
+    """A causal pre-LN transformer block as ``(f, params, z0, x)``; hidden width 4 x width."""
+    rng = np.random.default_rng(3)
+
+    def matrix(rows, columns):
+        return jnp.asarray(0.3 * rng.standard_normal((rows, columns)) / np.sqrt(rows), jnp.float32)
+
+    params = {
+        "qkv": matrix(width, 3 * width),
+        "out": matrix(width, width),
+        "up": matrix(width, 4 * width),
+        "down": matrix(4 * width, width),
+    }
+
+    def norm(a):
+        a = a - jnp.mean(a, axis=-1, keepdims=True)
+        return a * jax.lax.rsqrt(jnp.mean(a**2, axis=-1, keepdims=True) + 1e-5)
+
+    def f(params, z, x):
+        q, k, v = jnp.split(norm(z + x) @ params["qkv"], 3, axis=-1)
+        split = (*z.shape[:2], heads, width // heads)
+        mixed = jax.nn.dot_product_attention(
+            q.reshape(split), k.reshape(split), v.reshape(split), is_causal=True
+        )
+        z = z + mixed.reshape(z.shape) @ params["out"]
+        return norm(z + jax.nn.gelu(norm(z) @ params["up"]) @ params["down"])
+
+    x = jnp.asarray(rng.standard_normal((batch, tokens, width)), jnp.float32)
+    return f, params, jnp.zeros_like(x), x
+
+
 class Truth:
     """z* and the gradient of ``loss_of(z*)`` for `tanh_map`, by dense float64 algebra in numpy.
 

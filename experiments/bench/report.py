@@ -83,6 +83,12 @@ COLUMNS = {
     "residual_worst_sample": ("residual, worst sample", ".1e"),
     "residual_batch": ("residual, batch", ".1e"),
     "gradient_error": ("gradient error", ".1e"),
+    "error_anchors": ("float32, anchors", ".1e"),
+    "error_no_anchors": ("float32, none", ".1e"),
+    "error_float64": ("float64, none", ".1e"),
+    "error_backprop": ("backpropagation", ".1e"),
+    "error_asked": ("asked", ".1e"),
+    "anchor_every": ("anchor every", "d"),
     "error": ("", ""),
 }
 

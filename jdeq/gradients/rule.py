@@ -113,9 +113,11 @@ def _solve_jvp(rule, problem, primals, tangents):
     moving = jax.tree.leaves((d_params, d_x), is_leaf=lambda t: isinstance(t, SymbolicZero))
     at = Point(problem, params, solution.z, x, state)
     if not rule.exact:
-        at.params, at.z, at.x, at.state = _first_order_only(
-            type(rule).__name__, (params, solution.z, x, state)
+        reason = (
+            f"jdeq.{type(rule).__name__}: second derivatives do not exist for an approximate "
+            "gradient rule"
         )
+        at.params, at.z, at.x, at.state = first_order_only(reason, (params, solution.z, x, state))
     dz = rule.tangent(problem, at, moving, d_probe)
     out = jax.tree.map(_zero_tangent, (solution, state))
     return (solution, state), (out[0]._replace(z=dz), out[1])
@@ -128,17 +130,17 @@ def _zero_tangent(a: Array) -> Array | np.ndarray:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _first_order_only(name, values):
-    del name
+def first_order_only(reason: str, values: PyTree) -> PyTree:
+    """``values``, whose derivative is refused for the reason given."""
+    del reason
     return values
 
 
-@_first_order_only.defjvp
-def _refuse(name, primals, tangents):
+@first_order_only.defjvp
+def _refuse(reason, primals, tangents):
     del primals, tangents
     raise NotImplementedError(
-        f"jdeq.{name}: second derivatives do not exist for an approximate gradient rule; "
-        "use gradient=jdeq.Implicit() or jdeq.Unrolled()"
+        f"{reason}; use gradient=jdeq.Unrolled() with the same solver, or jdeq.Implicit()"
     )
 
 

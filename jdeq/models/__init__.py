@@ -2,6 +2,7 @@
 
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
+from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 
 __all__ = [
     "MDEQ",
@@ -10,4 +11,9 @@ __all__ = [
     "MDEQ_DIGITS",
     "MDEQCell",
     "MDEQConfig",
+    "REVDEQ_CIFAR",
+    "REVDEQ_SMALL",
+    "RevDEQ",
+    "RevDEQCell",
+    "RevDEQConfig",
 ]

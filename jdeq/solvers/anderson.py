@@ -79,10 +79,15 @@ class Anderson(Solver):
 
         fz = f(z)
         change = tree.subtract(tree.subtract(fz, z), residual)
-        df = tree.history_set(state.df, state.slot, tree.subtract(fz, state.fz), ndim)
-        dr = tree.history_set(state.dr, state.slot, change, ndim)
-        row = tree.history_dot(dr, change, ndim)
+        # The history is read before it is written, and what is written depends on what was read
+        # (a sample whose products overflowed is lost anyway): so it can be updated in place.
         here = jnp.arange(self.depth) == state.slot
+        row = tree.history_dot(state.dr, change, ndim)
+        lost = ~jnp.isfinite(jnp.sum(row, axis=-1))
+        stored = tree.select(lost, jax.tree.map(jnp.zeros_like, change), change)
+        row = jnp.where(here, tree.dot(change, change, ndim)[..., None], row)
+        df = tree.history_set(state.df, state.slot, tree.subtract(fz, state.fz), ndim)
+        dr = tree.history_set(state.dr, state.slot, stored, ndim)
         gram = jnp.where(here[:, None], row[..., None, :], state.gram)
         gram = jnp.where(here, row[..., None], gram)
         # dr^T (residual + change), without reading the history again.
