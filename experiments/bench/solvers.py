@@ -22,6 +22,7 @@ REACHED = 1.01 * RTOL  # the stop tests are in float32, the check in float64
 SOLVERS = {
     "jdeq Picard": jdeq.Picard(),
     "jdeq Anderson": jdeq.Anderson(),
+    "jdeq Anderson depth 8": jdeq.Anderson(depth=8),
     "jdeq Broyden": jdeq.Broyden(),
     "jdeq NewtonKrylov": jdeq.NewtonKrylov(),
 }
@@ -219,7 +220,7 @@ def run(*, out: Path, rounds: int, quick: bool) -> None:
     ours = [jdeq_entry(name, solver) for name, solver in SOLVERS.items()]
     entries = [hand_written(), *ours, *peers]
     cases = [case for problem in tables for case in solve_cases(problem, entries)]
-    bare = [hand_written(), *ours[:3]]
+    bare = [hand_written(), *ours[:4]]
     cases += [case for problem in maps for case in overhead_cases(problem, bare)]
     penalty = penalty_cases(maps[0])
     cases += penalty
