@@ -281,9 +281,12 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _from_dict(cls: Any, values: dict[str, Any]) -> Any:
-    """The dataclass ``cls``, or the member of a union of them that has these fields."""
+    """The dataclass ``cls``, or the member of a union of them that these fields fit.
+
+    Fields that were added since take their defaults.
+    """
     members = typing.get_args(cls) or (cls,)
-    fitting = [m for m in members if set(values) == {field.name for field in dataclasses.fields(m)}]
+    fitting = [member for member in members if _fits(member, set(values))]
     if not fitting:
         names = " or ".join(member.__name__ for member in members)
         raise ValueError(f"fields {sorted(values)} do not fit {names}")
@@ -298,3 +301,9 @@ def _from_dict(cls: Any, values: dict[str, Any]) -> Any:
             for name, value in values.items()
         }
     )
+
+
+def _fits(cls: Any, names: set[str]) -> bool:
+    fields = dataclasses.fields(cls)
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    return needed <= names <= {field.name for field in fields}
