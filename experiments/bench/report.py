@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def plot(path: Path, rows: list[dict[str, Any]], groups: list[str]) -> None:
         ]
         colors = ["tab:blue" if v["name"].startswith("jdeq") else "tab:gray" for v in mine]
         axis.barh([v["name"] for v in mine], middle, xerr=spread, color=colors)
-        axis.set(title=group, xlabel="ms", xscale="log")
+        axis.set(title=textwrap.fill(group, 45), xlabel="ms", xscale="log")
     figure.savefig(path, dpi=120)
 
 
