@@ -164,7 +164,7 @@ def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
 
     @jax.jit
     def solve(variables, images):
-        f, params, z0, x = equilibrium_of(run.model, variables, images)
+        f, params, z0, x, _ = equilibrium_of(run.model, variables, images)
         return jdeq.fixed_point(
             f, params, z0, x, solver=run.model.solver, rtol=rtol, max_steps=30, trace=True
         ).trace

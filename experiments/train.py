@@ -11,7 +11,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -163,15 +163,13 @@ def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
 
 
 def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
-    """Spectral radius of the cell's Jacobian at the states the training solver returns."""
+    """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
     images = run.data.test.images[: run.config.loop.spectrum_images]
 
     @jax.jit
     def radii(variables):
-        outputs: Any = run.model.apply(variables, images)
-        _, solution = outputs
-        f, params, _, x = equilibrium_of(run.model, variables, images)
-        return spectral_radius(f, params, solution.z, x, jax.random.key(0))
+        f, params, _, x, z = equilibrium_of(run.model, variables, images)
+        return spectral_radius(f, params, z, x, jax.random.key(0))
 
     def hook(state):
         values = jax.device_get(radii(state.variables))

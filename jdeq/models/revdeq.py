@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdeq.gradients import ReversibleGradient
+from jdeq.layers import loop_conv
 from jdeq.linen import DEQ
 from jdeq.solvers import Reversible
 from jdeq.types import Solution, SolverStats
@@ -94,9 +95,10 @@ class RevDEQCell(nn.Module):
             epsilon=1e-5,
             dtype=self.dtype,
         )
-        h = _Conv(self.expansion * self.features, dtype=self.dtype, name="conv1")(z)
+        conv = functools.partial(_Conv, dtype=self.dtype, conv_general_dilated=loop_conv)
+        h = conv(self.expansion * self.features, name="conv1")(z)
         h = nn.relu(norm(name="norm1")(h))
-        h = x + _Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        h = x + conv(self.features, name="conv2")(h)
         return norm(name="norm3")(nn.relu(z + norm(name="norm2")(h)))
 
 

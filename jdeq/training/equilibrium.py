@@ -11,12 +11,13 @@ PyTree = Any
 
 
 class Equilibrium(NamedTuple):
-    """``z = f(params, z, x)`` from ``z0``, as a model's DEQ poses it."""
+    """``z = f(params, z, x)`` from ``z0`` as a model's DEQ poses it, and the z it returned."""
 
     f: Callable[[PyTree, PyTree, PyTree], PyTree]
     params: PyTree
     z0: PyTree
     x: PyTree
+    z: PyTree
 
 
 def equilibrium_of(model: nn.Module, variables: dict[str, PyTree], *inputs: Any) -> Equilibrium:
@@ -26,17 +27,18 @@ def equilibrium_of(model: nn.Module, variables: dict[str, PyTree], *inputs: Any)
 
     Raises:
       ValueError: if the model calls no DEQ.
-    Cost: one evaluation of the model, most of which jit drops.
+    Cost: one evaluation of the model; jit drops what is not used of it.
     """
     found: list[Equilibrium] = []
 
     def watch(call, args, kwargs, context):
+        out = call(*args, **kwargs)
         if isinstance(context.module, DEQ) and context.method_name == "__call__" and not found:
             cell, params = context.module.cell.unbind()
             x = args[0]
             z0 = initial_state(cell, x)
-            found.append(Equilibrium(lambda p, z, x: cell.apply(p, z, x), params, z0, x))
-        return call(*args, **kwargs)
+            found.append(Equilibrium(lambda p, z, x: cell.apply(p, z, x), params, z0, x, out.z))
+        return out
 
     with nn.intercept_methods(watch):
         model.apply(variables, *inputs)

@@ -117,6 +117,7 @@ def test_first_signal_asks_second_interrupts():
 def test_equilibrium_of_is_the_problem_the_model_solves():
     images, variables = toy_data().images[:4], initial_state().variables
     _, solution = MODEL.apply(variables, images)
-    f, params, z0, x = equilibrium_of(MODEL, variables, images)
+    f, params, z0, x, z = equilibrium_of(MODEL, variables, images)
     ours = jdeq.fixed_point(f, params, z0, x, solver=jdeq.Anderson(depth=3), max_steps=10)
     np.testing.assert_allclose(ours.z, solution.z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(z, solution.z)
