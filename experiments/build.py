@@ -30,6 +30,11 @@ class Run:
     optimizer: optax.GradientTransformation
     total_steps: int
 
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self.config.loop.save_every_epochs * self.batches.batches_per_epoch
+
     def initial_state(self) -> TrainState:
         """The state before the first step."""
         return jax.jit(make_init(self.model, self.optimizer))(*self._init_args())

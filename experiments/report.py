@@ -50,8 +50,11 @@ def evaluate_at(
     """Accuracy and solver statistics at hard stops and at tolerances.
 
     A hard stop takes the state after exactly ``budget`` evaluations of the cell, as a network of
-    that depth would; a tolerance solves each sample until it holds.
+    that depth would; a tolerance solves each sample until it holds. A step of Reversible takes two
+    evaluations, so that only even budgets have a row; one of NewtonKrylov takes as many as it
+    needs, so that there are no hard stops.
     """
+    per_step = evaluations_per_step(model.solver)
 
     def measure(**options):
         step = make_eval_step(model.clone(**options))
@@ -59,14 +62,23 @@ def evaluate_at(
 
     rows = []
     for budget in budgets:
-        row = measure(gradient=jdeq.Unrolled(), max_steps=budget, rtol=_NEVER)
+        if per_step is None or budget % per_step:
+            continue
+        row = measure(gradient=jdeq.Unrolled(), max_steps=budget // per_step, rtol=_NEVER)
         # The solve counts one more, which measures the residual of the state it returns.
         row["nfe_forward"] -= 1
         rows.append({"stop": f"after {budget}", "budget": budget, **row})
     for rtol in rtols:
-        row = measure(rtol=rtol, max_steps=TOLERANCE_STEPS)
+        row = measure(rtol=rtol, max_steps=TOLERANCE_STEPS // (per_step or 1))
         rows.append({"stop": f"rtol {rtol:g}", "rtol": rtol, **row})
     return rows
+
+
+def evaluations_per_step(solver: Any) -> int | None:
+    """Evaluations of the cell in a step of a solver; None where that varies."""
+    if isinstance(solver, jdeq.NewtonKrylov):
+        return None
+    return 2 if isinstance(solver, jdeq.Reversible) else 1
 
 
 def write(
@@ -149,8 +161,8 @@ def draw(
     figure, axes = _figure(2)
     rtol = min(RTOLS)
     plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
-    budgets = [row for row in rows if "budget" in row]
-    plots.budget_curve(budgets, ax=axes[1])
+    if budgets := [row for row in rows if "budget" in row]:
+        plots.budget_curve(budgets, ax=axes[1])
     figure.savefig(directory / "equilibrium.png")
 
 

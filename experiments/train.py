@@ -91,6 +91,8 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
         restored = checkpoints.restore(run.abstract_state())
         state = restored.state if restored else run.initial_state()
         start = int(state.step)
+        if restored is None:
+            workdir.refuse_lost_checkpoints(directory, run.save_every)
         about = {"config": dataclasses.asdict(config), "train_seconds": 0.0}
         extra = restored.extra if restored else about
         if restored:
@@ -145,7 +147,7 @@ def make_loop(run: Run) -> Loop:
             (config.spectrum_every_epochs * per_epoch, spectrum_hook(run)),
         ],
         log_every=config.log_every,
-        save_every=config.save_every_epochs * per_epoch,
+        save_every=run.save_every,
         max_skipped=config.max_skipped,
         learning_rate=run.learning_rate,
     )

@@ -4,6 +4,7 @@ rule.
 
 import functools
 import math
+import numbers
 import warnings
 from collections.abc import Hashable
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from jdeq import tree
 from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
+from jdeq.program import same_program
 from jdeq.solvers import Anderson
 from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status
 
@@ -50,7 +52,7 @@ def fixed_point(
         arrays: they receive gradients too. Its result is cast to the dtypes of ``z0``.
       params: pytree of arrays.
       z0: initial state, a pytree of floating leaves whose first ``batch_ndim`` axes index samples.
-        Its gradient is zero except with ``Unrolled``.
+        Its gradient is zero except with ``Unrolled`` and ``ReversibleGradient``.
       x: injection, pytree of arrays.
       solver: how to iterate.
       gradient: how the solution is differentiated.
@@ -67,15 +69,15 @@ def fixed_point(
 
     Returns:
       ``Solution(z, stats, trace)``: z is the finite iterate with the smallest residual seen (with
-      ``Unrolled`` and ``causal=True`` the last one), ``stats`` its residual, the evaluations spent
-      and the status of each sample.
+      ``Unrolled``, ``ReversibleGradient`` and ``causal=True`` the last one), ``stats`` its
+      residual, the evaluations spent and the status of each sample.
 
     Raises:
       ValueError, TypeError: at trace time, for static facts that cannot be. Nothing is raised for a
       solve that fails: see ``stats.status`` and :func:`jdeq.check`.
 
-    Cost: ``nfe`` evaluations of f, memory constant in ``max_steps`` except with ``Unrolled``; f is
-      traced once per call.
+    Cost: ``nfe`` evaluations of f, memory constant in ``max_steps`` except with ``Unrolled`` and,
+      at a much smaller rate, ``ReversibleGradient``; f is traced once per call.
 
     Example:
       >>> import jax.numpy as jnp, jdeq
@@ -146,8 +148,8 @@ def check(solution: Solution) -> Solution:
 class _Traced:
     """f traced once, with the arrays it captures as arguments: ``f((params, captured), z, x)``.
 
-    Equal when made from the same function with the same program, so that eager calls with equal
-    arguments compile once, also if the values captured have changed.
+    Equal when it is the same program, so that eager calls with equal arguments compile once, also
+    if the values captured have changed.
     """
 
     def __init__(self, f: Any, jaxpr: Any, out: Any):
@@ -180,7 +182,10 @@ class _Traced:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, _Traced) and self._key == other._key and self._text == other._text
+            isinstance(other, _Traced)
+            and self._key == other._key
+            and self._text == other._text
+            and same_program(self._jaxpr, other._jaxpr)
         )
 
 
@@ -191,21 +196,26 @@ def _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, 
     if not isinstance(gradient, GradientRule):
         raise TypeError(f"{name}: gradient must be a rule, such as Implicit(); got {gradient!r}")
     for option, value in (("rtol", rtol), ("atol", atol)):
-        if isinstance(value, core.Tracer) or not 0 <= value < math.inf:
+        if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
             raise ValueError(f"{name}: {option} must be a finite number >= 0; got {value}")
     for option, value, least in (("max_steps", max_steps, 1), ("batch_ndim", batch_ndim, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}: {option} must be an integer >= {least}; got {value}")
+    for part in (solver, gradient):
+        try:
+            hash(part)
+        except TypeError as error:
+            raise TypeError(f"{name}: options must be plain numbers; got {part}") from error
     gradient.validate(solver)
     if causal and not solver.causal:
         raise ValueError(
             f"{name}: causal=True needs a solver that can step each position for itself (Picard, "
-            f"Anderson, Broyden); got {solver}"
+            f"Anderson, Broyden, Reversible); got {solver}"
         )
     if probe is not None and not gradient.has_probe:
         raise ValueError(
             f"{name}: probe reports on a backward solve, and {gradient} has none; use "
-            "jdeq.Implicit() or jdeq.SharedInverse()"
+            "jdeq.Implicit(), jdeq.SharedInverse() or jdeq.ReversibleGradient()"
         )
 
 

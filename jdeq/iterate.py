@@ -75,7 +75,7 @@ def iterate(
     """
     state = solver.init(f, z0, ndim=ndim)
     residual, size = _measure(state, ndim)
-    reference = residual + size
+    reference = jnp.maximum(residual + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(residual, jnp.int32)
     progress = _Progress(
@@ -104,8 +104,9 @@ def iterate(
         if causal:
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
-        status = jnp.where(passed, Status.CONVERGED, _RUNNING)
-        status = jnp.where(absolute > _DIVERGENCE_FACTOR * reference, Status.DIVERGED, status)
+        grown = absolute > _DIVERGENCE_FACTOR * reference
+        status = jnp.where(grown, Status.DIVERGED, _RUNNING)
+        status = jnp.where(passed, Status.CONVERGED, status)
         status = jnp.where(finite, status, Status.NONFINITE)
         stale = None
         if p.stale is not None:
@@ -114,9 +115,10 @@ def iterate(
             status = jnp.where(spent, Status.MAX_STEPS, status)
         record = p.trace
         if record is not None:
+            row = jnp.minimum(p.step, max_steps - 1)
             now = jnp.where(running, relative, jnp.nan)
             # A closing step has no row of its own.
-            row = jnp.minimum(p.step, max_steps - 1)
+            now = jnp.where(p.step < max_steps, now, record[row])
             record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
         return _Progress(
             step=p.step + 1,
@@ -174,16 +176,17 @@ def _measure(state: Any, ndim: int) -> tuple[Array, Array]:
     lift = 1.0 / float(jnp.finfo(absolute.dtype).tiny) ** 0.5
 
     def careful() -> tuple[Array, Array]:
-        """Squares of tiny entries underflow: measure those samples again, lifted."""
+        """Squares of tiny and of huge entries leave the range: measure those samples rescaled."""
 
-        def lifted(a: PyTree, length: Array) -> Array:
-            raised = jax.tree.map(lambda leaf: lift * leaf.astype(length.dtype), a)
-            return jnp.where(length < 1e3 / lift, tree.norm(raised, ndim) / lift, length)
+        def rescaled(a: PyTree, length: Array) -> Array:
+            factor = jnp.where(length < 1e3 / lift, lift, jnp.where(length < lift, 1.0, 1.0 / lift))
+            a = jax.tree.map(lambda leaf: leaf.astype(length.dtype), a)
+            return tree.norm(tree.scale(factor, a), ndim) / factor
 
-        return lifted(residual, absolute), lifted(fz, size)
+        return rescaled(residual, absolute), rescaled(fz, size)
 
-    tiny = jnp.any(jnp.minimum(absolute, size) < 1e3 / lift)
-    return lax.cond(tiny, careful, lambda: (absolute, size))
+    extreme = (jnp.minimum(absolute, size) < 1e3 / lift) | ~(jnp.maximum(absolute, size) < lift)
+    return lax.cond(jnp.any(extreme), careful, lambda: (absolute, size))
 
 
 def _ratio(absolute: Array, size: Array) -> Array:

@@ -93,7 +93,7 @@ def residual_trace(
     ax.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.2, lw=0)
     if rtol is not None:
         ax.axhline(rtol, color="0.4", lw=0.8, ls="--", label=f"rtol {rtol:g}")
-    return _finish(ax, "relative residual", "evaluations of the cell")
+    return _finish(ax, "relative residual", "steps of the solver")
 
 
 def budget_curve(rows: Sequence[Record], *, ax: Axes, label: str = "test") -> Axes:

@@ -4,6 +4,7 @@ Scalars of a sample have the shape of the batch. Reductions accumulate in float3
 precision also on devices whose matrix units round float32 by default.
 """
 
+import functools
 import math
 
 import jax
@@ -66,6 +67,16 @@ def dot(a: PyTree, b: PyTree, ndim: int) -> Float[Array, " *batch"]:
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     ]
     return sum(parts[1:], parts[0])
+
+
+def largest(a: PyTree, ndim: int) -> Float[Array, " *batch"]:
+    """Largest absolute entry of each sample."""
+    dtype = accumulator(a)
+    parts = [
+        jnp.max(jnp.abs(x.astype(dtype)), axis=tuple(range(ndim, x.ndim)), initial=0.0)
+        for x in jax.tree.leaves(a)
+    ]
+    return functools.reduce(jnp.maximum, parts)
 
 
 def norm(a: PyTree, ndim: int) -> Float[Array, " *batch"]:

@@ -5,6 +5,7 @@ provide.
 import abc
 import dataclasses
 import enum
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,13 +17,22 @@ ParamMap = Callable[[PyTree, PyTree, PyTree], PyTree]
 """``f(params, z, x) -> z``."""
 
 
+def require_integer(owner: str, name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless ``value`` is an integer >= ``least``."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{owner}: {name} must be an integer >= {least}; got {value!r}")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be >= {least}; got {value}")
+
+
 class Status(enum.IntEnum):
     """How the solve of one sample ended.
 
     CONVERGED: a finite, unclipped residual passed ``||f(z) - z|| <= atol + rtol ||f(z)||``.
     MAX_STEPS: the budget was spent, or the residual stagnated at the resolution of the dtype.
     NONFINITE: f, or the solver's next iterate, produced NaN or infinity.
-    DIVERGED: the residual grew a million times beyond the scale of the first evaluation.
+    DIVERGED: the residual grew a million times beyond the scale of the first evaluation, and
+      beyond 1e6.
     """
 
     CONVERGED = 0
@@ -109,9 +119,8 @@ class Problem:
 class GradientRule(abc.ABC):
     """How a solution is differentiated: a frozen dataclass of hyper-parameters.
 
-    ``exact`` says whether the derivative is that of the returned state (up to the tolerance), so
-    that second derivatives mean something; ``has_probe`` whether it runs a backward solve to
-    report on.
+    ``exact`` says whether the derivative is that of the returned state (up to the tolerance);
+    ``has_probe`` whether it runs a backward pass that reports.
     """
 
     exact: ClassVar[bool]

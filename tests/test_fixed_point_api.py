@@ -66,6 +66,22 @@ def _same(params, z, x):
         (ValueError, "max_steps must be an integer >= 1; got 2.5", lambda: _bad(max_steps=2.5)),
         (ValueError, "max_steps must be an integer >= 1; got True", lambda: _bad(max_steps=True)),
         (ValueError, "batch_ndim must be an integer >= 0; got -1", lambda: _bad(batch_ndim=-1)),
+        (ValueError, "rtol must be a finite number >= 0; got 1e-3", lambda: _bad(rtol="1e-3")),
+        (
+            TypeError,
+            "options must be plain numbers; got Picard",
+            lambda solver=jdeq.Picard(damping=jnp.float32(0.5)): _bad(solver=solver),
+        ),
+        (
+            ValueError,
+            "jdeq.Anderson: depth must be an integer >= 1; got 2.5",
+            lambda: jdeq.Anderson(depth=2.5),
+        ),
+        (
+            ValueError,
+            "jdeq.Implicit: max_steps must be an integer >= 1; got 2.5",
+            lambda: jdeq.Implicit(max_steps=2.5),
+        ),
         (ValueError, "leaves of z0 must share", lambda: _bad(batch_ndim=3)),
         (ValueError, "z0 must have at least one leaf", lambda: _bad(z0=())),
         (TypeError, "z0 must have floating leaves; got int32", lambda: _bad(z0=jnp.zeros(2, int))),
@@ -730,3 +746,120 @@ def test_meshes_with_a_sharded_width(solver, kind):
         got, count = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))(params, x, z0)
     assert np.abs(np.asarray(count) - np.asarray(nfe)).max() <= 1
     _close(got, want)
+
+
+# --- programs that only look the same -------------------------------------------------------------
+
+
+def _masked(mask):
+    inner = jax.jit(lambda z: z * mask)
+    return lambda p, z, x: jnp.tanh(p * inner(z) + x)
+
+
+def _host(c):
+    def call(z):
+        out = jax.ShapeDtypeStruct(z.shape, z.dtype)
+        return jax.pure_callback(lambda a: np.asarray(c * a, a.dtype), out, z)
+
+    return lambda p, z, x: jnp.tanh(p * jax.lax.stop_gradient(call(z)) + x)
+
+
+def _ruled(scale):
+    @jax.custom_jvp
+    def through(z):
+        return 1.0 * z
+
+    @through.defjvp
+    def _(primals, tangents):
+        return through(*primals), scale * tangents[0]
+
+    return lambda p, z, x: jnp.tanh(p * through(z) + x)
+
+
+class _Owner:
+    """One object, hashed alike, whose map changes between calls."""
+
+    def __call__(self, p, z, x):
+        return self.f(p, z, x)
+
+    def __hash__(self):
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("make", "differentiable"),
+    [
+        (lambda c: _masked(np.array([c, c], np.float32)), True),
+        (lambda c: _masked(jnp.array([c, c], jnp.float32)), True),
+        (_ruled, True),
+        (_host, False),
+    ],
+    ids=["numpy in a jit", "array in a jit", "custom rule", "callback"],
+)
+def test_programs_with_the_same_text_are_told_apart(make, differentiable):
+    """Constants of nested jits, rules and callbacks do not stand in a program's text."""
+    owner, x = _Owner(), jnp.ones((1, 2))
+
+    def run(p):
+        return jnp.sum(jdeq.fixed_point(owner, p, jnp.zeros_like(x), x, rtol=1e-6).z)
+
+    seen = []
+    for c in (0.0, 0.5, 1.0, 0.0):
+        owner.f = make(c)
+        seen.append(float(run(0.5)) + (float(jax.grad(run)(0.5)) if differentiable else 0.0))
+    assert seen[0] == seen[3] and len(set(seen)) == 3
+
+
+def test_second_eager_call_with_custom_rules_inside_does_not_compile(compilations):
+    x = jnp.ones((2, 3))
+
+    def f(p, z, x):
+        return 0.3 * jax.nn.relu(z) + 0.2 * jax.nn.gelu(p * z) + x
+
+    gradient = jax.grad(lambda p: jnp.sum(jdeq.fixed_point(f, p, jnp.zeros_like(x), x).z))
+    assert compilations(lambda: gradient(0.5)) > 0
+    assert compilations(lambda: gradient(0.5)) == 0
+
+
+@pytest.mark.parametrize("rule", [jdeq.Implicit(), jdeq.OneStep(), jdeq.Neumann(), jdeq.Unrolled()])
+@pytest.mark.parametrize("where", ["z", "params"])
+def test_a_custom_vjp_inside_the_map(where, rule):
+    """On what does not move in one half of the linearization."""
+
+    @jax.custom_vjp
+    def same(a):
+        return 1.0 * a
+
+    same.defvjp(lambda a: (1.0 * a, None), lambda _, ct: (ct,))
+
+    def with_rule(p, z, x):
+        return jnp.tanh(same(p) * z + x) if where == "params" else jnp.tanh(p * same(z) + x)
+
+    def run(p, f):
+        x = jnp.ones((2, 3))
+        return jnp.sum(jdeq.fixed_point(f, p, jnp.zeros_like(x), x, gradient=rule, rtol=1e-6).z)
+
+    got = jax.jit(jax.grad(run), static_argnums=1)(0.5, with_rule)
+    want = jax.jit(jax.grad(run), static_argnums=1)(0.5, lambda p, z, x: jnp.tanh(p * z + x))
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "rule"),
+    [
+        (jdeq.Anderson(), jdeq.Implicit()),
+        (jdeq.Picard(), jdeq.Unrolled()),
+        (jdeq.Reversible(beta=0.5), jdeq.ReversibleGradient()),
+    ],
+    ids=["implicit", "unrolled", "reversible"],
+)
+def test_an_empty_batch(solver, rule):
+    def run(p):
+        x = jnp.ones((0, 3))
+        return jnp.sum(
+            jdeq.fixed_point(
+                lambda p, z, x: p * z + x, p, x, x, solver=solver, gradient=rule, max_steps=3
+            ).z
+        )
+
+    assert jax.grad(run)(0.5) == 0.0

@@ -374,7 +374,7 @@ def test_gradient_of_a_solve_that_starts_at_the_solution(name):
         assert problems.error(grads, want) <= 1e-5
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e-24, 1e12])
+@pytest.mark.parametrize("factor", [1e-6, 1e-24, 1e-30, 1e12, 1e24])
 def test_gradient_is_linear_in_the_loss(factor):
     """Squares of small cotangents underflow in float32 long before the cotangents do."""
     case = TABLE["symmetric"]

@@ -291,6 +291,9 @@ def test_second_derivatives_and_forward_mode_point_to_unrolled():
 
     with pytest.raises(NotImplementedError, match="jdeq.ReversibleGradient.*jdeq.Unrolled"):
         jax.grad(jax.grad(run))(0.5, ReversibleGradient())
+    gradient = jax.grad(lambda w, c: c * run(w, ReversibleGradient()))
+    with pytest.raises(NotImplementedError, match="the reverse pass cannot be differentiated"):
+        jax.grad(gradient, argnums=1)(0.5, 2.0)  # through the weight of the loss alone
     unrolled = functools.partial(run, rule=Unrolled())
     second = jax.jit(jax.grad(jax.grad(unrolled)))(0.5)
     h = 1e-3
@@ -331,7 +334,10 @@ def test_other_rules_with_the_reversible_solver(rule):
         (lambda: Reversible(beta=0.0), r"beta must lie in \(0, 2\).*got 0"),
         (lambda: Reversible(beta=2.0), r"beta must lie in \(0, 2\).*got 2"),
         (lambda: Reversible(beta=float("nan")), r"beta must lie in \(0, 2\).*got nan"),
-        (lambda: ReversibleGradient(rtol=0.0), "jdeq.ReversibleGradient: rtol must be > 0"),
+        (
+            lambda: ReversibleGradient(rtol=0.0),
+            "jdeq.ReversibleGradient: rtol must be finite and > 0",
+        ),
     ],
 )
 def test_refused_options(make, message):

@@ -254,3 +254,44 @@ def test_trace_holds_the_residual_of_each_step_and_nan_after_the_end():
         z = case.f(params, z, x)
     without = jdeq.fixed_point(case.f, params, z0, x, solver=jdeq.Picard(), max_steps=60)
     assert without.trace is None
+
+
+def test_a_residual_that_passed_stays_in_the_trace():
+    """A closing step for batch mates leaves the rows of a sample that was done alone."""
+    x = jnp.array([[1.0, 2.0], [1.0, 2.0]])
+    z0 = jnp.array([[2.0, 4.0], [0.0, 0.0]])  # the first sample starts at its fixed point
+
+    def solve(gradient, max_steps):
+        return jdeq.fixed_point(
+            lambda p, z, x: p * z + x, 0.5, z0, x, solver=jdeq.Picard(), gradient=gradient,
+            rtol=1e-6, max_steps=max_steps, trace=True,
+        )  # fmt: skip
+
+    for gradient, max_steps in ((jdeq.Unrolled(), 4), (jdeq.Implicit(), 1), (jdeq.Unrolled(), 1)):
+        trace = np.asarray(solve(gradient, max_steps).trace)
+        assert trace[0, 0] == 0 and np.all(np.isnan(trace[1:, 0]))
+        # f(z) - z = x - z / 2 at z = 0, x, 1.5 x, 1.75 x, over f(z) = x, 1.5 x, ...
+        want = [1, 1 / 3, 1 / 7, 1 / 15][:max_steps]
+        np.testing.assert_allclose(trace[:, 1], want, rtol=1e-5)
+
+
+def test_a_slow_start_near_zero_is_not_called_diverged():
+    """tanh(2 z) grows from 1e-9 to its fixed point 0.96: a bounded map."""
+    x = jnp.full((1, 2), 1e-9)
+    sol = jdeq.fixed_point(
+        lambda p, z, x: jnp.tanh(2.0 * z) + x, (), jnp.zeros_like(x), x, solver=jdeq.Picard(),
+        rtol=1e-5, max_steps=100,
+    )  # fmt: skip
+    assert sol.stats.status[0] == Status.CONVERGED
+    np.testing.assert_allclose(sol.z, 0.9575, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Reversible(beta=0.5)], ids=repr)
+def test_states_whose_squares_leave_the_range_of_floats(solver, scale):
+    x = jnp.full((2, 3), scale, jnp.float32)
+    sol = jdeq.fixed_point(
+        lambda p, z, x: p * z + x, 0.5, jnp.zeros_like(x), x, solver=solver, rtol=1e-5, max_steps=80
+    )
+    assert np.all(sol.stats.status == Status.CONVERGED)
+    np.testing.assert_allclose(sol.z / scale, 2.0, rtol=1e-4)

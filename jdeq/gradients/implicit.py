@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
@@ -11,7 +12,7 @@ from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
 from jdeq.iterate import iterate
 from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
-from jdeq.types import Map, Problem, Solver, SolverStats
+from jdeq.types import Map, Problem, Solver, SolverStats, require_integer
 
 _LINEAR = (Picard, Anderson, Broyden, NewtonKrylov)  # have an adjoint form
 
@@ -54,8 +55,8 @@ class Implicit(TangentRule):
             raise ValueError(f"jdeq.Implicit: solver must be one of {names}; got {self.solver}")
         if self.rtol is not None and not self.rtol >= 0:
             raise ValueError(f"jdeq.Implicit: rtol must be >= 0; got {self.rtol}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"jdeq.Implicit: max_steps must be >= 1; got {self.max_steps}")
+        if self.max_steps is not None:
+            require_integer("jdeq.Implicit", "max_steps", self.max_steps, 1)
 
     def tangent(self, problem: Problem, at: Point, tangents: list, probe) -> PyTree:
         solver = self.solver or problem.solver
@@ -85,9 +86,13 @@ def affine_solve(
     operator: Map, b: PyTree, solver: Solver, *, rtol: float, max_steps: int, ndim: int
 ) -> tuple[PyTree, SolverStats]:
     """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b."""
-    length = tree.norm(b, ndim)
-    usable = jnp.isfinite(length) & (length > 0)
-    unit = tree.scale(jnp.where(usable, 1.0 / jnp.where(usable, length, 1.0), 1.0), b)
+    # In two steps: the squares of large and of small entries leave the range of floats.
+    largest = tree.largest(b, ndim)
+    usable = jnp.isfinite(largest) & (largest > 0)
+    largest = jnp.where(usable, largest, 1.0)
+    shrunk = jax.tree.map(lambda a: (a / tree.expand(largest, a)).astype(a.dtype), b)
+    length = jnp.where(usable, tree.norm(shrunk, ndim), 1.0)
+    unit = tree.scale(1.0 / length, shrunk)
     solution, _ = iterate(
         lambda u: tree.cast_like(tree.add(operator(u), unit), unit),
         solver,
@@ -97,7 +102,7 @@ def affine_solve(
         max_steps=max_steps,
         ndim=ndim,
     )
-    return tree.scale(jnp.where(usable, length, 1.0), solution.z), solution.stats
+    return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
 
 def report(stats: SolverStats, probe: Array | SymbolicZero | None) -> Array:
@@ -106,5 +111,5 @@ def report(stats: SolverStats, probe: Array | SymbolicZero | None) -> Array:
     """
     nfe, residual = stats.nfe.astype(jnp.float32), stats.residual.astype(jnp.float32)
     if probe is None or probe.ndim == 1:
-        nfe, residual = jnp.mean(nfe), jnp.max(residual)
+        nfe, residual = jnp.sum(nfe) / max(1, nfe.size), jnp.max(residual, initial=0.0)
     return jnp.stack([nfe, residual], axis=-1)

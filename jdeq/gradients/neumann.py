@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule
-from jdeq.types import Problem
+from jdeq.types import Problem, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,7 @@ class Neumann(TangentRule):
     terms: int = 5
 
     def __post_init__(self):
-        if self.terms < 1:
-            raise ValueError(f"jdeq.Neumann: terms must be >= 1; got {self.terms}")
+        require_integer("jdeq.Neumann", "terms", self.terms, 1)
 
     def tangent(self, problem: Problem, at: Point, tangents: list, probe) -> PyTree:
         del problem, probe

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from jdeq.gradients.rule import Point, TangentRule
-from jdeq.types import Problem
+from jdeq.types import Problem, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,7 @@ class Phantom(TangentRule):
     damping: float = 0.5
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"jdeq.Phantom: steps must be >= 1; got {self.steps}")
+        require_integer("jdeq.Phantom", "steps", self.steps, 1)
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"jdeq.Phantom: damping must lie in (0, 1]; got {self.damping}")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +36,10 @@ class ReversibleGradient(GradientRule):
     the same function and has both.
 
     Args:
-      rtol: wanted relative error of the reconstructed states, > 0.
+      rtol: wanted relative error of the reconstructed states, > 0 and finite.
     Raises:
-      ValueError: when built, if ``rtol`` <= 0; when used with another solver than Reversible.
+      ValueError: when built, if ``rtol`` is out of range; when used with another solver than
+        Reversible.
     Cost: N steps take 2N + 1 evaluations forward, 2N and 2N pullbacks in reverse. Memory: the
       activations of one evaluation, 2 N / k copies of z and a few more.
     Source: McCallum, Arora, Foster (2025), Reversible Deep Equilibrium Models, arXiv 2509.12917,
@@ -51,8 +52,10 @@ class ReversibleGradient(GradientRule):
     rtol: float = 1e-5
 
     def __post_init__(self):
-        if not self.rtol > 0:
-            raise ValueError(f"jdeq.ReversibleGradient: rtol must be > 0; got {self.rtol}")
+        if not 0 < self.rtol < math.inf:
+            raise ValueError(
+                f"jdeq.ReversibleGradient: rtol must be finite and > 0; got {self.rtol}"
+            )
 
     def validate(self, solver: Solver) -> None:
         if not isinstance(solver, Reversible):
@@ -115,11 +118,10 @@ class _Anchored(Solver):
         return self.solver.cost(state.pair)
 
 
-def _forward(rule, problem, params, z0, x) -> tuple[Solution, _AnchoredState]:
-    every = rule.anchor_every(problem.solver, z0)
+def _forward(solver: Solver, problem: Problem, params, z0, x) -> tuple[Solution, Any]:
     return iterate(
         lambda z: problem.f(params, z, x),
-        _Anchored(problem.solver, every, max(1, -(-problem.max_steps // every))),
+        solver,
         z0,
         rtol=problem.rtol,
         atol=problem.atol,
@@ -134,8 +136,8 @@ def _forward(rule, problem, params, z0, x) -> tuple[Solution, _AnchoredState]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _solve(rule, problem, params, z0, x, probe):
-    del probe
-    return _forward(rule, problem, params, z0, x)[0]
+    del rule, probe
+    return _forward(problem.solver, problem, params, z0, x)[0]
 
 
 def _solve_forward(rule, problem, params, z0, x, probe):
@@ -143,13 +145,20 @@ def _solve_forward(rule, problem, params, z0, x, probe):
     moving = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, inputs)
     still = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, inputs)
     params, z0, x, probe = jax.tree.map(lambda leaf: leaf.value, (params, z0, x, probe))
-    solution, state = _forward(rule, problem, params, z0, x)
+    every = rule.anchor_every(problem.solver, z0)
+    anchored = _Anchored(problem.solver, every, -(-problem.max_steps // every))
+    solution, state = _forward(anchored, problem, params, z0, x)
     return solution, (moving, still, z0, state.pair._replace(fz=None), state.anchors, probe)
 
 
 def _solve_backward(rule, problem, kept, cotangent):
-    name = "jdeq.ReversibleGradient: the reverse pass cannot be differentiated"
-    moving, still, z0, last, anchors, probe = first_order_only(name, kept)
+    reason = "jdeq.ReversibleGradient: the reverse pass cannot be differentiated"
+    d_z = jax.tree.map(
+        lambda ct, a: jnp.zeros_like(a) if isinstance(ct, SymbolicZero) else ct,
+        cotangent.z,
+        kept[2],
+    )
+    (moving, still, z0, last, anchors, probe), d_z = first_order_only(reason, (kept, d_z))
     solver, ndim = problem.solver, problem.batch_ndim + problem.causal
     beta, every = solver.beta, rule.anchor_every(solver, z0)
     axes = tree.varying_axes(z0)
@@ -203,10 +212,7 @@ def _solve_backward(rule, problem, kept, cotangent):
         worst = jnp.maximum(worst, jnp.maximum(off_z, off_y))
         return s - 1, z, y, d_z, d_y, total, worst
 
-    d_z = jax.tree.map(
-        lambda ct, a: jnp.zeros_like(a) if isinstance(ct, SymbolicZero) else ct, cotangent.z, z0
-    )
-    steps, wide = jnp.max(last.steps), _widen(_zeros(moving))
+    steps, wide = jnp.max(last.steps, initial=0), _widen(_zeros(moving))
     start = (steps, last.z, last.y, d_z, _zeros(d_z), wide, jnp.zeros_like(size))
     start = tree.vary(start, axes)
     _, _, _, d_z, d_y, total, worst = lax.while_loop(lambda c: c[0] > 0, undo, start)

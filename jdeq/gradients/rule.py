@@ -52,10 +52,11 @@ class Point:
     def linearize(self, tangents: Tangents) -> tuple[PyTree, Map]:
         """``b``, the tangent of f when params and x move and z does not; and ``v -> J v``."""
         moving, values, call = self._moving(tangents)
-        _, push = jax.linearize(lambda values, z: call(values, z), values, self.z)
-        still = jax.tree.map(jnp.zeros_like, values)
-        nowhere = jax.tree.map(jnp.zeros_like, self.z)
-        return push(moving, nowhere), lambda v: push(still, v)
+        # Apart, not in one linearization with zeros for what does not move: a custom_vjp inside f
+        # can be transposed, but not evaluated at a zero tangent.
+        b = jax.jvp(lambda values: call(values, self.z), (values,), (moving,))[1]
+        _, push = jax.linearize(lambda z: call(values, z), self.z)
+        return b, push
 
     def unroll(self, step: ParamMap, tangents: Tangents) -> PyTree:
         """Tangent of ``step(params, z, x)`` when params and x move, z being where it starts."""

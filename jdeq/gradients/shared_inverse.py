@@ -10,7 +10,7 @@ from jdeq import tree
 from jdeq.gradients.implicit import report
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
 from jdeq.solvers import Broyden
-from jdeq.types import Map, Problem, Solver, SolverStats, Status
+from jdeq.types import Map, Problem, Solver, SolverStats, Status, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,7 @@ class SharedInverse(TangentRule):
     refine: int = 0
 
     def __post_init__(self):
-        if self.refine < 0:
-            raise ValueError(f"jdeq.SharedInverse: refine must be >= 0; got {self.refine}")
+        require_integer("jdeq.SharedInverse", "refine", self.refine, 0)
 
     def validate(self, solver: Solver) -> None:
         if not isinstance(solver, Broyden):

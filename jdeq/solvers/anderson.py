@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
 from jdeq.solvers.small import cholesky_solve
-from jdeq.types import Map, Solver
+from jdeq.types import Map, Solver, require_integer
 
 
 class AndersonState(NamedTuple):
@@ -52,8 +52,7 @@ class Anderson(Solver):
     ridge: float | None = None
 
     def __post_init__(self):
-        if self.depth < 1:
-            raise ValueError(f"jdeq.Anderson: depth must be >= 1; got {self.depth}")
+        require_integer("jdeq.Anderson", "depth", self.depth, 1)
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"jdeq.Anderson: damping must lie in (0, 1]; got {self.damping}")
         if self.ridge is not None and not 0.0 <= self.ridge < 1.0:

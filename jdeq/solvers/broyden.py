@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
-from jdeq.types import Map, Solver
+from jdeq.types import Map, Solver, require_integer
 
 
 class BroydenState(NamedTuple):
@@ -44,8 +44,7 @@ class Broyden(Solver):
     history: int = 20
 
     def __post_init__(self):
-        if self.history < 2:
-            raise ValueError(f"jdeq.Broyden: history must be >= 2; got {self.history}")
+        require_integer("jdeq.Broyden", "history", self.history, 2)
 
     def init(self, f: Map, z: PyTree, *, ndim: int) -> BroydenState:
         fz = f(z)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jdeq import tree
 from jdeq.solvers.small import hessenberg_least_squares
-from jdeq.types import Map, Solver
+from jdeq.types import Map, Solver, require_integer
 
 
 class NewtonKrylovState(NamedTuple):
@@ -45,8 +45,7 @@ class NewtonKrylov(Solver):
     inner_rtol: float = 1e-2
 
     def __post_init__(self):
-        if self.inner_steps < 1:
-            raise ValueError(f"jdeq.NewtonKrylov: inner_steps must be >= 1; got {self.inner_steps}")
+        require_integer("jdeq.NewtonKrylov", "inner_steps", self.inner_steps, 1)
         if not 0.0 < self.inner_rtol < 1.0:
             raise ValueError(
                 f"jdeq.NewtonKrylov: inner_rtol must lie in (0, 1); got {self.inner_rtol}"

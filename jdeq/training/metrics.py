@@ -69,9 +69,19 @@ class JsonLines:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `JsonLines` file; a last line that was cut short is left out."""
-    lines = pathlib.Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of a `JsonLines` file; a last line that was cut short is left out.
+
+    Raises:
+      ValueError: if another line cannot be read; the file and the line are named.
+    """
+    records = []
+    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} cannot be read: {error}") from error
+    return records
 
 
 class TensorBoard:

@@ -207,3 +207,16 @@ def test_checkpoints_of_an_unknown_config_are_left_alone(copy, capsys):
     assert train.main(command(copy)) == 2
     assert "config.json is missing" in capsys.readouterr().err
     assert snapshot(copy) == before
+
+
+def test_lost_checkpoints_are_not_trained_over(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "report.json").unlink()
+    before = snapshot(copy)
+    assert train.main(command(copy)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"the metrics reach step {STEPS}, but there is no checkpoint" in error
+    after = snapshot(copy)
+    assert {name: after[name] for name in before} == before
