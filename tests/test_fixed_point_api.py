@@ -46,6 +46,7 @@ def _close(got, want, rtol=2e-4):
 # --- errors ---------------------------------------------------------------------------------------
 
 Z, X = jnp.zeros((2, 3)), jnp.ones((2, 3))
+ARRAY_OPTION = jdeq.Picard(damping=jnp.float32(0.5))
 
 
 def _same(params, z, x):
@@ -70,7 +71,7 @@ def _same(params, z, x):
         (
             TypeError,
             "options must be plain numbers; got Picard",
-            lambda solver=jdeq.Picard(damping=jnp.float32(0.5)): _bad(solver=solver),
+            lambda: _bad(solver=ARRAY_OPTION),
         ),
         (
             ValueError,
