@@ -13,7 +13,7 @@ import tyro
 
 from experiments import workdir
 from experiments.cli import guarded
-from experiments.config import ConfigError, read_config
+from experiments.config import ConfigError, ExperimentConfig, read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> int:
     """Read the reports, print one row a configuration."""
-    groups: dict[str, list[tuple[dict, float]]] = {}
+    groups: dict[ExperimentConfig, list[dict]] = {}
     for directory in arguments.workdirs:
         config = read_config(directory / workdir.CONFIG_FILE)
         report = workdir.read_report(directory)
@@ -34,20 +34,24 @@ def run(arguments: Arguments) -> int:
             raise ConfigError(
                 f"{directory} holds no finished run: {workdir.REPORT_FILE} is missing"
             )
-        key = dataclasses.replace(config, seed=0).to_json()
-        groups.setdefault(key, []).append((report, config.regularizer.gamma))
-    stops = [row["stop"] for row in next(iter(groups.values()))[0][0]["test"]]
+        groups.setdefault(dataclasses.replace(config, seed=0), []).append(report)
+    stops = list(
+        dict.fromkeys(row["stop"] for (report, *_) in groups.values() for row in report["test"])
+    )
     print("accuracy in %, mean +- standard deviation over seeds\n")
-    heads = ["gamma", "seeds", *stops, "nfe at the last", "spectral radius", "train s"]
+    heads = ["solver", "gradient", "gamma", "seeds", *stops]
+    heads += ["nfe at the last", "spectral radius", "train s"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    for members in groups.values():
-        reports = [report for report, _ in members]
-        cells = [f"{members[0][1]:g}", ", ".join(str(r["seed"]) for r in reports)]
-        for i in range(len(stops)):
-            cells.append(_spread([100 * r["test"][i]["accuracy"] for r in reports]))
-        cells.append(_spread([r["test"][-1]["nfe_forward"] for r in reports]))
-        cells.append(_spread([r["spectral_radius_mean"] for r in reports]))
-        cells.append(_spread([r["train_seconds"] for r in reports], digits=0))
+    for config, reports in groups.items():
+        cells = [config.solver.kind, config.gradient.kind, f"{config.regularizer.gamma:g}"]
+        cells.append(", ".join(str(report["seed"]) for report in reports))
+        rows = [{row["stop"]: row for row in report["test"]} for report in reports]
+        for stop in stops:  # a solver may have no row at some stop
+            found = [100 * row[stop]["accuracy"] for row in rows if stop in row]
+            cells.append(_spread(found) if found else "")
+        cells.append(_spread([report["test"][-1]["nfe_forward"] for report in reports]))
+        cells.append(_spread([report["spectral_radius_mean"] for report in reports]))
+        cells.append(_spread([report["train_seconds"] for report in reports], digits=0))
         print("| " + " | ".join(cells) + " |")
     return 0
 
