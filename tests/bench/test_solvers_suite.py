@@ -15,6 +15,7 @@ from experiments.bench.solvers import REACHED, SOLVERS, jdeq_entry, tightened
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow
 def test_quick_run_writes_the_report(tmp_path):
     command = [sys.executable, "-m", "experiments.bench", "solvers", "--quick", "--out"]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
@@ -39,6 +40,20 @@ def test_quick_run_writes_the_report(tmp_path):
     assert "with the loss multiplied by 1e-6" in table
     assert (tmp_path / "solvers" / "bars.png").stat().st_size > 0
     assert table in done.stdout
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_reversible_suite(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "reversible", "--quick", "--out"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "reversible" / "results.json").read_text())
+    errors = [c for c in content["cases"] if c["group"].startswith("gradient error")]
+    assert len(errors) == 3
+    for row in errors:
+        assert 0 < row["error_anchors"] <= row["error_asked"]
+        assert row["error_float64"] < 1e-12
+    assert "3 of 3 rows within what is asked" in done.stdout
 
 
 def test_wrong_command_lines():

@@ -202,7 +202,10 @@ def test_model_converges_also_under_dropout():
 
 @pytest.mark.parametrize(
     "solver, gradient",
-    [(jdeq.Anderson(), jdeq.Implicit()), (jdeq.Picard(), jdeq.Unrolled())],
+    [
+        (jdeq.Anderson(), jdeq.Implicit()),
+        pytest.param(jdeq.Picard(), jdeq.Unrolled(), marks=pytest.mark.slow),
+    ],
     ids=["implicit", "unrolled"],
 )
 def test_gradient_reaches_every_parameter(solver, gradient):

@@ -57,6 +57,7 @@ def test_the_cell_is_its_formula():
     np.testing.assert_allclose(cell.apply(variables, z, x), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_steps_in_every_stage():
     """In float64, where the kinks of ReLU do not blur the comparison."""
     model = RevDEQ(TINY, max_steps=3)
