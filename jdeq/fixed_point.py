@@ -162,9 +162,12 @@ class _Traced:
         """f traced, and the arrays it captured."""
         # A new function each time: JAX would answer from its cache, with arrays captured earlier.
         fresh = lambda params, z, x: f(params, z, x)  # noqa: E731
-        jaxpr, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
+        closed, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
         _check_output(z0, out)
-        return cls(f, jaxpr.jaxpr, jax.tree.structure(out)), jaxpr.consts
+        jaxpr: Any = closed.jaxpr
+        if hasattr(jaxpr, "with_consts"):  # jax 0.12: one class, which would hold the constants
+            jaxpr = jaxpr.with_consts([None] * len(closed.consts))
+        return cls(f, jaxpr, jax.tree.structure(out)), closed.consts
 
     def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
         params, captured = params

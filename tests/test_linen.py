@@ -171,8 +171,9 @@ def test_the_backward_pass_uses_the_mask_of_the_forward_pass():
 
         h = 1e-5
         difference = (loss(1.0 + h) - loss(1.0 - h)) / (2 * h)
-        # Central differences in float64: h^2 of truncation.
-        np.testing.assert_allclose(jax.grad(loss)(1.0), difference, rtol=1e-8)
+        # The differences are good to h^2 of truncation and to the solves' 1e-13 over 2 h, a few
+        # times 5e-9.
+        np.testing.assert_allclose(jax.grad(loss)(1.0), difference, rtol=1e-7)
 
 
 def test_evaluation_mode_has_gradients():
