@@ -1,9 +1,42 @@
-"""Eight CPU devices for the whole suite, set before anything imports jax."""
+"""Eight CPU devices for the whole suite, set before anything imports jax; quick compilation."""
 
 import os
+import pathlib
 import sys
+
+import pytest
 
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could ask for 8 CPU devices")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+_MANY_MAPS = 20_000  # Linux allows a process 65,530 memory maps; each compiled program takes some
+
+
+def pytest_configure(config):
+    # Most of the fast suite's time is XLA's. The slow suite trains, and needs fast programs.
+    if config.option.markexpr == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.fixture
+def optimized():
+    """For tests of what XLA makes of a program."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    """Drop compiled programs before there are too many: XLA crashes when a map is refused."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()

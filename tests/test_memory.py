@@ -11,6 +11,7 @@ from problems import SOLVERS, TABLE
 import jdeq
 
 MIB = 2**20
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def _temporary_bytes(case, solver, rule, max_steps, rtol=1e-5):

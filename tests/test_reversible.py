@@ -438,6 +438,7 @@ def test_proposed_beta_stays_low_for_a_complex_spectrum():
         jdeq.propose_beta(case.f, params, z0, x, jax.random.key(0), num_products=0)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_temporary_memory_is_a_quarter_of_unrolled():
     """Compiler-counted bytes of value_and_grad, a transformer cell, 64 steps, beta 0.5."""
     f, params, z0, x = transformer_cell(batch=4, tokens=32, width=64, heads=4)
