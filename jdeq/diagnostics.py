@@ -1,7 +1,7 @@
 """Diagnostics of a solve: spectral radius, adjoint residual, gradient error, a readable report."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def _arnoldi(
     dtype = tree.accumulator(z)
     size = min(size, tree.sample_size(z, ndim))
     axes = tree.varying_axes((params, z, x))
-    z, start = tree.vary((z, _unit(_normal_like(key, z, dtype), ndim)), axes)
+    z, start = tree.vary((z, _unit(tree.normal_like(key, z, dtype), ndim)), axes)
     _, linear = jax.linearize(lambda z: f(params, z, x), z)
 
     def product(v: PyTree) -> PyTree:
@@ -207,8 +207,7 @@ def adjoint_residual(
     _, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
     image = tree.add(pullback(w)[0], ct)
     absolute = tree.norm(tree.subtract(image, w), batch_ndim)
-    exact = absolute == 0
-    return jnp.where(exact, 0.0, absolute / jnp.where(exact, 1.0, tree.norm(image, batch_ndim)))
+    return tree.ratio(absolute, tree.norm(image, batch_ndim))
 
 
 class GradientComparison(NamedTuple):
@@ -302,13 +301,6 @@ def convergence_report(solution: Solution) -> str:
         f"nfe {nfe.min()} / {np.median(nfe):g} / {nfe.max()} (min / median / max), "
         f"residual at most {residual.max():.1e}"
     )
-
-
-def _normal_like(key: Array, like: PyTree, dtype: Any) -> PyTree:
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, a.shape, dtype) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)
 
 
 def _unit(a: PyTree, ndim: int) -> PyTree:

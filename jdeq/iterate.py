@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
-from jdeq.types import Map, Solution, Solver, SolverStats, Status
+from jdeq.types import Map, Problem, Solution, Solver, SolverStats, Status
 
 _RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
@@ -98,7 +98,7 @@ def iterate(
         running = p.status == _RUNNING
         absolute, size = _measure(state, ndim)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-        relative = jnp.where(finite, _ratio(absolute, size), jnp.inf)
+        relative = jnp.where(finite, tree.ratio(absolute, size), jnp.inf)
         passed = finite & (absolute <= atol + rtol * size)
         keep = running & finite if newest else running & (passed | (relative < p.residual))
         if causal:
@@ -168,6 +168,38 @@ def iterate(
     return Solution(progress.z, stats, progress.trace), progress.state
 
 
+def solve(
+    problem: Problem,
+    params: PyTree,
+    z0: PyTree,
+    x: PyTree,
+    *,
+    solver: Solver | None = None,
+    freeze: bool = False,
+    last: bool = False,
+    unroll: bool = False,
+    checkpoint: bool = False,
+) -> tuple[Solution, Any]:
+    """:func:`iterate` on ``z = f(params, z, x)`` as ``problem`` poses it (``solver``: in place of
+    its own).
+    """
+    return iterate(
+        lambda z: problem.f(params, z, x),
+        solver or problem.solver,
+        z0,
+        rtol=problem.rtol,
+        atol=problem.atol,
+        max_steps=problem.max_steps,
+        ndim=problem.batch_ndim + problem.causal,
+        causal=problem.causal,
+        trace=problem.trace,
+        freeze=freeze,
+        last=last,
+        unroll=unroll,
+        checkpoint=checkpoint,
+    )
+
+
 def _measure(state: Any, ndim: int) -> tuple[Array, Array]:
     """Norms of the residual and of f(z), per sample, without gradient: they only decide."""
     z, fz = lax.stop_gradient((state.z, state.fz))
@@ -187,11 +219,6 @@ def _measure(state: Any, ndim: int) -> tuple[Array, Array]:
 
     extreme = (jnp.minimum(absolute, size) < 1e3 / lift) | ~(jnp.maximum(absolute, size) < lift)
     return lax.cond(jnp.any(extreme), careful, lambda: (absolute, size))
-
-
-def _ratio(absolute: Array, size: Array) -> Array:
-    """``absolute / size`` with 0 / 0 = 0: a fixed point at the origin is exact."""
-    return jnp.where(absolute == 0, 0.0, absolute / jnp.where(absolute == 0, 1.0, size))
 
 
 def _empty_trace(residual: Array, max_steps: int) -> Array:

@@ -39,8 +39,8 @@ class DEQ(nn.Module):
     """
 
     cell: nn.Module
-    solver: Solver = Anderson()  # noqa: RUF009
-    gradient: GradientRule = Implicit()  # noqa: RUF009
+    solver: Solver = Anderson()
+    gradient: GradientRule = Implicit()
     rtol: float = 1e-3
     atol: float = 0.0
     max_steps: int = 40

@@ -52,7 +52,7 @@ def jacobian_penalty(
     axes = tree.varying_axes(fz)
 
     def estimate(key: Array) -> Array:
-        (product,) = pullback(tree.vary(_normal_like(key, z), axes))
+        (product,) = pullback(tree.vary(tree.normal_like(key, z), axes))
         return tree.dot(product, product, batch_ndim)
 
     total = sum((estimate(k) for k in jax.random.split(key, num_probes)), jnp.zeros(()))
@@ -160,10 +160,3 @@ def fixed_point_correction(
             losses.append(loss(z))
     weights = [decay ** (len(losses) - 1 - i) for i in range(len(losses))]
     return sum((w * value for w, value in zip(weights, losses, strict=True)), jnp.zeros(()))
-
-
-def _normal_like(key: Array, like: PyTree) -> PyTree:
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)

@@ -84,6 +84,23 @@ def norm(a: PyTree, ndim: int) -> Float[Array, " *batch"]:
     return jnp.sqrt(dot(a, a, ndim))
 
 
+def ratio(absolute: Float[Array, " *batch"], size: Float[Array, " *batch"]) -> Array:
+    """``absolute / size`` with 0 / 0 = 0: a fixed point at the origin is exact."""
+    return jnp.where(absolute == 0, 0.0, absolute / jnp.where(absolute == 0, 1.0, size))
+
+
+def normal_like(key: Array, like: PyTree, dtype: jnp.dtype | None = None) -> PyTree:
+    """Independent standard normal entries in the shapes of ``like``, and its dtypes unless one is
+    given.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [
+        jax.random.normal(k, a.shape, dtype or a.dtype) for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, draws)
+
+
 def history(tree: PyTree, depth: int, ndim: int) -> PyTree:
     """Room for ``depth`` copies of every sample, zero-filled: leaves ``[*batch, depth, ...]``."""
     # Built from the leaf, not from its shape, so that it is sharded and replicated like it.

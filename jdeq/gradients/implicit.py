@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
@@ -77,7 +77,7 @@ class Implicit(TangentRule):
 
         def backward(ct):
             w, stats = solve(at.transpose(operator), ct)
-            return w, report(stats, probe)
+            return w, report(stats.nfe, stats.residual, probe)
 
         return linear_solve(operator, b, probe, lambda b: solve(operator, b), backward)
 
@@ -105,11 +105,15 @@ def affine_solve(
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
 
-def report(stats: SolverStats, probe: Array | SymbolicZero | None) -> Array:
+def report(
+    nfe: Int[Array, " *batch"],
+    residual: Float[Array, " *batch"],
+    probe: Array | SymbolicZero | None,
+) -> Array:
     """(nfe, residual) for the probe: per sample if it has room, else mean nfe and largest
     residual.
     """
-    nfe, residual = stats.nfe.astype(jnp.float32), stats.residual.astype(jnp.float32)
+    nfe, residual = nfe.astype(jnp.float32), residual.astype(jnp.float32)
     if probe is None or probe.ndim == 1:
         nfe, residual = jnp.sum(nfe) / max(1, nfe.size), jnp.max(residual, initial=0.0)
     return jnp.stack([nfe, residual], axis=-1)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from jaxtyping import Array, Int, PyTree
 from jdeq import tree
 from jdeq.gradients.implicit import report
 from jdeq.gradients.rule import first_order_only
-from jdeq.iterate import iterate, resolution
+from jdeq.iterate import resolution, solve
 from jdeq.solvers import Reversible
 from jdeq.solvers.reversible import ReversibleState
-from jdeq.types import GradientRule, Map, Problem, Solution, Solver, SolverStats
+from jdeq.types import GradientRule, Map, Problem, Solution, Solver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,26 +118,10 @@ class _Anchored(Solver):
         return self.solver.cost(state.pair)
 
 
-def _forward(solver: Solver, problem: Problem, params, z0, x) -> tuple[Solution, Any]:
-    return iterate(
-        lambda z: problem.f(params, z, x),
-        solver,
-        z0,
-        rtol=problem.rtol,
-        atol=problem.atol,
-        max_steps=problem.max_steps,
-        ndim=problem.batch_ndim + problem.causal,
-        causal=problem.causal,
-        trace=problem.trace,
-        freeze=True,
-        last=True,
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _solve(rule, problem, params, z0, x, probe):
     del rule, probe
-    return _forward(problem.solver, problem, params, z0, x)[0]
+    return solve(problem, params, z0, x, freeze=True, last=True)[0]
 
 
 def _solve_forward(rule, problem, params, z0, x, probe):
@@ -147,7 +131,7 @@ def _solve_forward(rule, problem, params, z0, x, probe):
     params, z0, x, probe = jax.tree.map(lambda leaf: leaf.value, (params, z0, x, probe))
     every = rule.anchor_every(problem.solver, z0)
     anchored = _Anchored(problem.solver, every, -(-problem.max_steps // every))
-    solution, state = _forward(anchored, problem, params, z0, x)
+    solution, state = solve(problem, params, z0, x, solver=anchored, freeze=True, last=True)
     return solution, (moving, still, z0, state.pair._replace(fz=None), state.anchors, probe)
 
 
@@ -217,8 +201,7 @@ def _solve_backward(rule, problem, kept, cotangent):
     start = tree.vary(start, axes)
     _, _, _, d_z, d_y, total, worst = lax.while_loop(lambda c: c[0] > 0, undo, start)
     d_params, d_x = jax.tree.map(lambda t, a: t.astype(a.dtype), total, moving)
-    stats = SolverStats(2 * last.steps, worst, last.steps)
-    d_probe = None if probe is None else report(stats, probe)
+    d_probe = None if probe is None else report(2 * last.steps, worst, probe)
     return d_params, tree.add(d_z, d_y), d_x, d_probe
 
 

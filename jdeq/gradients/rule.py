@@ -16,7 +16,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
-from jdeq.iterate import iterate
+from jdeq.iterate import solve
 from jdeq.types import GradientRule, Map, ParamMap, Problem, Solution, SolverStats
 
 Tangents = list[Any]  # one per leaf of (params, x): an array, or SymbolicZero where nothing depends
@@ -89,18 +89,7 @@ class Point:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _solve(rule, problem, params, z0, x, probe):
     del probe
-    solution, state = iterate(
-        lambda z: problem.f(params, z, x),
-        problem.solver,
-        z0,
-        rtol=problem.rtol,
-        atol=problem.atol,
-        max_steps=problem.max_steps,
-        ndim=problem.batch_ndim + problem.causal,
-        causal=problem.causal,
-        trace=problem.trace,
-        freeze=rule.keeps_state,
-    )
+    solution, state = solve(problem, params, z0, x, freeze=rule.keeps_state)
     # The counts leave as floats: the float0 tangent of an integer cannot vary over a mesh axis.
     stats = SolverStats(*(a.astype(solution.stats.residual.dtype) for a in solution.stats))
     return solution._replace(stats=stats), (state if rule.keeps_state else None)

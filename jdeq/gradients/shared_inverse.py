@@ -10,7 +10,7 @@ from jdeq import tree
 from jdeq.gradients.implicit import report
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
 from jdeq.solvers import Broyden
-from jdeq.types import Map, Problem, Solver, SolverStats, Status, require_integer
+from jdeq.types import Map, Problem, Solver, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,8 @@ class SharedInverse(TangentRule):
             w = solve(transposed, ct, True)
             image = tree.add(transposed(w), ct)
             absolute = tree.norm(tree.subtract(image, w), ndim)
-            size = tree.norm(image, ndim)
-            residual = jnp.where(absolute == 0, 0.0, absolute / jnp.where(size > 0, size, 1.0))
-            spent = jnp.full_like(residual, self.refine + 1, jnp.int32)
-            stats = SolverStats(spent, residual, jnp.full_like(spent, Status.MAX_STEPS))
-            return w, report(stats, probe)
+            residual = tree.ratio(absolute, tree.norm(image, ndim))
+            return w, report(jnp.full_like(residual, self.refine + 1, jnp.int32), residual, probe)
 
         def forward(b):
             return solve(operator, b, False), None

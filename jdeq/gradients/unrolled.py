@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from jaxtyping import Array, PyTree
 
-from jdeq.iterate import iterate
+from jdeq.iterate import solve
 from jdeq.solvers import NewtonKrylov
 from jdeq.types import GradientRule, Problem, Solution, Solver
 
@@ -44,17 +44,4 @@ class Unrolled(GradientRule):
         self, problem: Problem, params: PyTree, z0: PyTree, x: PyTree, probe: Array | None
     ) -> Solution:
         del probe
-        solution, _ = iterate(
-            lambda z: problem.f(params, z, x),
-            problem.solver,
-            z0,
-            rtol=problem.rtol,
-            atol=problem.atol,
-            max_steps=problem.max_steps,
-            ndim=problem.batch_ndim + problem.causal,
-            causal=problem.causal,
-            trace=problem.trace,
-            unroll=True,
-            checkpoint=self.checkpoint,
-        )
-        return solution
+        return solve(problem, params, z0, x, unroll=True, checkpoint=self.checkpoint)[0]

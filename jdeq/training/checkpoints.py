@@ -109,7 +109,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state, extra = self._read(step, abstract)
-            except Exception as error:  # noqa: BLE001 - a damaged file fails in any of many ways
+            except Exception as error:  # a damaged file fails in any of many ways
                 self._report(
                     f"checkpoint {self.directory / str(step)} is damaged: {_first_line(error)}"
                 )
