@@ -2,3 +2,4 @@
 
 from jdeq.data.batches import Dataset, ShuffledBatches, padded_batches, random_shift
 from jdeq.data.digits import Digits, load_digits
+from jdeq.data.windows import IGNORED, ShuffledWindows, Streams, windows
