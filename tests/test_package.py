@@ -47,4 +47,4 @@ def test_metadata():
     core = {line.split(">=")[0] for line in config["options"]["install_requires"].split()}
     assert core == {"jax", "flax", "optax", "orbax-checkpoint", "jaxtyping"}
     extras = set(config["options.extras_require"])
-    assert extras == {"experiments", "jaxopt", "data", "notebooks", "bench", "test"}
+    assert extras == {"experiments", "jaxopt", "data", "prepare", "notebooks", "bench", "test"}
