@@ -47,4 +47,6 @@ def test_metadata():
     core = {line.split(">=")[0] for line in config["options"]["install_requires"].split()}
     assert core == {"jax", "flax", "optax", "orbax-checkpoint", "jaxtyping"}
     extras = set(config["options.extras_require"])
-    assert extras == {"experiments", "jaxopt", "data", "text", "notebooks", "bench", "test"}
+    assert extras == {
+        "experiments", "jaxopt", "data", "prepare", "text", "notebooks", "bench", "test",
+    }  # fmt: skip

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+IGNORED = -1
+"""The label of a pixel or a token that no loss and no score counts."""
+
 
 class Dataset(NamedTuple):
     """Labelled images in memory; also one batch of them."""

@@ -6,9 +6,7 @@ import functools
 import numpy as np
 from jaxtyping import Integer
 
-from jdeq.data.batches import Dataset
-
-IGNORED = -1  # the label of a place where nothing is predicted
+from jdeq.data.batches import IGNORED, Dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
