@@ -3,6 +3,7 @@
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
+from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 
 __all__ = [
     "MDEQ",
@@ -13,7 +14,11 @@ __all__ = [
     "MDEQConfig",
     "REVDEQ_CIFAR",
     "REVDEQ_SMALL",
+    "REVDEQ_WIKITEXT103",
     "RevDEQ",
     "RevDEQCell",
     "RevDEQConfig",
+    "RevDEQLM",
+    "RevDEQLMCell",
+    "RevDEQLMConfig",
 ]
