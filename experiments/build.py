@@ -9,11 +9,18 @@ import optax
 
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
-from jdeq.data import Digits, ShuffledBatches, load_digits
-from jdeq.models import MDEQ, MDEQConfig, RevDEQ, RevDEQConfig
-from jdeq.training import TrainState, abstract_state, make_init
+from experiments.data import Task
+from jdeq.models import MDEQ, MDEQConfig, RevDEQ, RevDEQConfig, RevDEQLM, RevDEQLMConfig
+from jdeq.training import (
+    TrainState,
+    TrainStep,
+    abstract_state,
+    cross_entropy_loss,
+    make_init,
+    make_train_step,
+)
 
-MODELS: dict[type, Any] = {MDEQConfig: MDEQ, RevDEQConfig: RevDEQ}
+MODELS: dict[type, Any] = {MDEQConfig: MDEQ, RevDEQConfig: RevDEQ, RevDEQLMConfig: RevDEQLM}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,19 +28,22 @@ class Run:
     """What training and evaluation are made of."""
 
     config: ExperimentConfig
-    data: Digits
-    batches: ShuffledBatches
-    model: MDEQ | RevDEQ
-    pretrain_model: MDEQ | RevDEQ  # the same parameters, the cell unrolled
+    task: Task
+    model: MDEQ | RevDEQ | RevDEQLM
+    pretrain_model: MDEQ | RevDEQ | RevDEQLM  # the same parameters, the cell unrolled
     schedule: jdeq.JacobianSchedule
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
-    total_steps: int
 
     @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-        return self.config.loop.save_every_epochs * self.batches.batches_per_epoch
+    def total_steps(self) -> int:
+        """The length of the run."""
+        return self.config.loop.steps
+
+    def train_step(self, model: Any) -> TrainStep:
+        """The update that trains ``model``."""
+        loss = cross_entropy_loss(model, probe_backward=model.gradient.has_probe)
+        return make_train_step(loss, self.optimizer)
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
@@ -44,7 +54,7 @@ class Run:
         return abstract_state(make_init(self.model, self.optimizer), *self._init_args())
 
     def _init_args(self) -> tuple[Any, np.ndarray]:
-        return jax.random.key(self.config.seed), self.data.train.images[: self.batches.batch_size]
+        return jax.random.key(self.config.seed), self.task.batches(0).inputs
 
 
 def build(config: ExperimentConfig) -> Run:
@@ -62,27 +72,21 @@ def build(config: ExperimentConfig) -> Run:
 
 
 def _build(config: ExperimentConfig) -> Run:
-    data = load_digits(test_fraction=config.data.test_fraction, seed=config.data.split_seed)
-    if config.model.num_classes != 10:
-        raise ConfigError(f"model.num_classes must be 10, digits; got {config.model.num_classes}")
     for part in ("loop", "pretrain"):
         for name, value in dataclasses.asdict(getattr(config, part)).items():
             least = 0 if (part, name) == ("pretrain", "steps") else 1
-            if value < least:
+            values = value if isinstance(value, tuple) else (value,)
+            if name != "rtols" and min(values, default=0) < least:
                 raise ConfigError(f"{part}.{name} must be >= {least}; got {value}")
-    batches = ShuffledBatches(
-        data=data.train,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        max_shift=config.data.max_shift,
-        background=data.background,
-    )
-    total_steps = config.loop.epochs * batches.batches_per_epoch
-    if config.pretrain.steps >= total_steps:
+    if not config.loop.rtols or not all(0 < rtol < 1 for rtol in config.loop.rtols):
+        raise ConfigError(f"loop.rtols must lie in (0, 1); got {config.loop.rtols}")
+    if config.pretrain.steps >= config.loop.steps:
         raise ConfigError(
-            f"pretrain.steps must be < {total_steps}, the length of the run; "
+            f"pretrain.steps must be < {config.loop.steps}, the length of the run; "
             f"got {config.pretrain.steps}"
         )
+    task = config.data.build(config.seed)
+    _check_fit(config, task)
     model = MODELS[type(config.model)](
         config.model,
         solver=config.solver.build(),
@@ -90,11 +94,10 @@ def _build(config: ExperimentConfig) -> Run:
         rtol=config.solver.rtol,
         max_steps=config.solver.max_steps,
     )
-    learning_rate, optimizer = config.optimizer.build(total_steps=total_steps)
+    learning_rate, optimizer = config.optimizer.build(total_steps=config.loop.steps)
     run = Run(
         config=config,
-        data=data,
-        batches=batches,
+        task=task,
         model=model,
         pretrain_model=model.clone(
             solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=config.pretrain.evaluations
@@ -102,7 +105,19 @@ def _build(config: ExperimentConfig) -> Run:
         schedule=config.regularizer.build(start=config.pretrain.steps, seed=config.seed),
         learning_rate=learning_rate,
         optimizer=optimizer,
-        total_steps=total_steps,
     )
     run.abstract_state()  # traces the model: whatever shapes or solver options it refuses, here
     return run
+
+
+def _check_fit(config: ExperimentConfig, task: Task) -> None:
+    """Refuse a model that cannot read the data's inputs, or has another number of outputs."""
+    text = isinstance(config.model, RevDEQLMConfig)
+    if text != (task.bytes_per_token is not None):
+        kind = type(config.model).__name__
+        raise ConfigError(f"data must be {'text' if text else 'images'} for a {kind}")
+    name = "vocab_size" if text else "num_classes"
+    outputs = getattr(config.model, name)
+    # A vocabulary may be padded, to a size that suits the hardware.
+    if outputs != task.classes and not (text and outputs > task.classes):
+        raise ConfigError(f"model.{name} must be {task.classes}, that of the data; got {outputs}")

@@ -13,7 +13,8 @@ import tyro
 
 from experiments import workdir
 from experiments.cli import guarded
-from experiments.config import ConfigError, ExperimentConfig, read_config
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.config_files import read_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,18 @@ def run(arguments: Arguments) -> int:
                 f"{directory} holds no finished run: {workdir.REPORT_FILE} is missing"
             )
         groups.setdefault(dataclasses.replace(config, seed=0), []).append(report)
+    first = [reports[0]["test"][0] for reports in groups.values()]
+    quality = "bits_per_byte" if "bits_per_byte" in first[0] else "accuracy"
+    if any(("bits_per_byte" in row) != (quality == "bits_per_byte") for row in first):
+        raise ConfigError("workdirs must hold runs on text, or on images, not both")
     stops = list(
         dict.fromkeys(row["stop"] for (report, *_) in groups.values() for row in report["test"])
     )
-    print("accuracy in %, mean +- standard deviation over seeds\n")
+    scale, unit, digits = {
+        "accuracy": (100, "accuracy in %", 2),
+        "bits_per_byte": (1, "bits per byte", 3),
+    }[quality]
+    print(f"{unit}, mean +- standard deviation over seeds\n")
     heads = ["solver", "gradient", "gamma", "seeds", *stops]
     heads += ["nfe at the last", "spectral radius", "train s"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
@@ -47,8 +56,8 @@ def run(arguments: Arguments) -> int:
         cells.append(", ".join(str(report["seed"]) for report in reports))
         rows = [{row["stop"]: row for row in report["test"]} for report in reports]
         for stop in stops:  # a solver may have no row at some stop
-            found = [100 * row[stop]["accuracy"] for row in rows if stop in row]
-            cells.append(_spread(found) if found else "")
+            found = [scale * row[stop][quality] for row in rows if stop in row]
+            cells.append(_spread(found, digits) if found else "")
         cells.append(_spread([report["test"][-1]["nfe_forward"] for report in reports]))
         cells.append(_spread([report["spectral_radius_mean"] for report in reports]))
         cells.append(_spread([report["train_seconds"] for report in reports], digits=0))

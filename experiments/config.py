@@ -6,37 +6,19 @@ of the object it belongs to; one that the chosen kind does not have must be None
 """
 
 import dataclasses
-import difflib
-import importlib
 import json
-import pathlib
-import pkgutil
-import typing
 from typing import Any, Literal
 
 import optax
 
 import jdeq
-from experiments import configs
-from jdeq.models import MDEQConfig, RevDEQConfig
-from jdeq.training import adamw, warmup_cosine
+from experiments.data import CorpusData, DigitsData, ImageSetData, StdlibData
+from jdeq.models import MDEQConfig, RevDEQConfig, RevDEQLMConfig
+from jdeq.training import adamw, warmup_constant, warmup_cosine
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The digits and how they are batched."""
-
-    test_fraction: float = 0.2
-    """Share of the images held out."""
-    split_seed: int = 0
-    """Which split; apart from the run's seed, so that seeds share a test set."""
-    batch_size: int = 96
-    max_shift: int = 0
-    """Augmentation: each training image moved by up to so many pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,11 +90,18 @@ class GradientConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, cosine learning rate with a linear warm-up."""
+    """AdamW, learning rate with a linear warm-up."""
 
     learning_rate: float = 1e-3
     """The largest one."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """After the warm-up: half a cosine to 0; as it is; times ``plateau_factor`` whenever the
+    training loss has not improved."""
     warmup_steps: int = 50
+    plateau_factor: float = 0.5
+    plateau_patience: int = 10
+    """Observations without improvement, each the mean loss of ``plateau_steps`` steps."""
+    plateau_steps: int = 100
     weight_decay: float = 0.0
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
@@ -121,11 +110,22 @@ class OptimizerConfig:
         """The learning rate by step, and the optimiser that follows it."""
 
         def make():
-            schedule = warmup_cosine(
-                peak=self.learning_rate, warmup_steps=self.warmup_steps, total_steps=total_steps
-            )
-            options = {"weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
-            return schedule, adamw(schedule, **options)
+            options = {"peak": self.learning_rate, "warmup_steps": self.warmup_steps}
+            if self.schedule == "cosine":
+                schedule = warmup_cosine(total_steps=total_steps, **options)
+            else:
+                schedule = warmup_constant(**options)
+            update = adamw(schedule, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+            if self.schedule == "plateau":
+                update = optax.chain(
+                    update,
+                    optax.contrib.reduce_on_plateau(
+                        factor=self.plateau_factor,
+                        patience=self.plateau_patience,
+                        accumulation_size=self.plateau_steps,
+                    ),
+                )
+            return schedule, update
 
         return _checked("optimizer", make)
 
@@ -169,14 +169,20 @@ class PretrainConfig:
 class LoopConfig:
     """Length of the run, and how often what is done."""
 
-    epochs: int = 30
+    steps: int
     log_every: int = 7
     """Steps summed up in one record."""
-    save_every_epochs: int = 5
-    test_every_epochs: int = 2
-    spectrum_every_epochs: int = 2
-    """Between estimates of the spectral radius, on ``spectrum_images`` test images."""
-    spectrum_images: int = 16
+    save_every: int = 70
+    """Steps between checkpoints."""
+    test_every: int = 28
+    """Steps between evaluations on the test examples."""
+    spectrum_every: int = 28
+    """Steps between estimates of the spectral radius, on ``spectrum_examples`` test examples."""
+    spectrum_examples: int = 16
+    budgets: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    """Evaluations of the cell after which the report stops hard."""
+    rtols: tuple[float, ...] = (1e-2, 1e-3)
+    """Tolerances to which the report solves."""
     max_skipped: int = 10
     """Non-finite steps in a row after which to give up."""
 
@@ -185,63 +191,20 @@ class LoopConfig:
 class ExperimentConfig:
     """One run."""
 
-    model: MDEQConfig | RevDEQConfig
+    model: MDEQConfig | RevDEQConfig | RevDEQLMConfig
+    loop: LoopConfig
     seed: int = 0
     """Of the initialisation, the order of the data, dropout and probes."""
-    data: DataConfig = DataConfig()
+    data: DigitsData | ImageSetData | StdlibData | CorpusData = DigitsData()
     solver: SolverConfig = SolverConfig()
     gradient: GradientConfig = GradientConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
-    loop: LoopConfig = LoopConfig()
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-def run_names() -> list[str]:
-    """The names of the runs in experiments/configs/."""
-    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
-
-
-def load_run(name: str) -> ExperimentConfig:
-    """The configuration called ``name``.
-
-    Raises:
-      ConfigError: if there is none; names like it are listed.
-    """
-    names = run_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, cutoff=0.4) or names
-        raise ConfigError(f"no run is called {name!r}; perhaps {' or '.join(near)}")
-    return importlib.import_module(f"experiments.configs.{name}").CONFIG
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Lines "field: ours, theirs" for every leaf in which two configurations differ."""
-    one, two = _flatten(ours), _flatten(theirs)
-    missing = "(not there)"
-    return [
-        f"{name}: {one.get(name, missing)!s} here, {two.get(name, missing)!s} in the workdir"
-        for name in dict.fromkeys([*one, *two])
-        if one.get(name, missing) != two.get(name, missing)
-    ]
-
-
-def read_config(path: pathlib.Path) -> ExperimentConfig:
-    """The configuration a workdir was written with.
-
-    Raises:
-      ConfigError: if the file is missing, cut short, or of a version with other fields.
-    """
-    try:
-        return _from_dict(ExperimentConfig, json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no run in {path.parent}: {path} is missing") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
 
 
 def _build(part: str, kinds: dict[str, Any], config: Any, *, shared: tuple[str, ...] = ()) -> Any:
@@ -268,42 +231,3 @@ def _checked(part: str, make: Any) -> Any:
         return make()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{part}: {error}") from error
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {
-        name: value
-        for key, child in tree.items()
-        for name, value in _flatten(child, f"{prefix}.{key}" if prefix else key).items()
-    }
-
-
-def _from_dict(cls: Any, values: dict[str, Any]) -> Any:
-    """The dataclass ``cls``, or the member of a union of them that these fields fit.
-
-    Fields that were added since take their defaults.
-    """
-    members = typing.get_args(cls) or (cls,)
-    fitting = [member for member in members if _fits(member, set(values))]
-    if not fitting:
-        names = " or ".join(member.__name__ for member in members)
-        raise ValueError(f"fields {sorted(values)} do not fit {names}")
-    types = {field.name: field.type for field in dataclasses.fields(fitting[0])}
-    return fitting[0](
-        **{
-            name: _from_dict(types[name], value)
-            if isinstance(value, dict)
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-            for name, value in values.items()
-        }
-    )
-
-
-def _fits(cls: Any, names: set[str]) -> bool:
-    fields = dataclasses.fields(cls)
-    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    return needed <= names <= {field.name for field in fields}

@@ -15,7 +15,8 @@ from rich.console import Console
 from experiments import report, workdir
 from experiments.build import build
 from experiments.cli import guarded
-from experiments.config import ConfigError, read_config
+from experiments.config import ConfigError
+from experiments.config_files import read_config
 from jdeq.training import CheckpointError, Checkpoints
 
 
@@ -25,15 +26,17 @@ class Arguments:
 
     workdir: pathlib.Path
     """Directory of a run of experiments.train."""
-    budgets: tuple[int, ...] = report.BUDGETS
-    """Hard stops: the state after exactly so many evaluations of the cell."""
-    rtols: tuple[float, ...] = report.RTOLS
-    """Tolerances that each sample is solved to, in at most 50 evaluations."""
+    budgets: tuple[int, ...] | None = None
+    """Hard stops: the state after exactly so many evaluations of the cell; None: those of the run's
+    report."""
+    rtols: tuple[float, ...] | None = None
+    """Tolerances that each sample is solved to, in at most 50 evaluations; None: as above."""
 
 
 def run(arguments: Arguments) -> int:
-    """Restore, evaluate on the test images, print a table."""
-    bad = [b for b in arguments.budgets if b < 1] + [r for r in arguments.rtols if not 0 < r < 1]
+    """Restore, evaluate on the test examples, print a table."""
+    bad = [b for b in arguments.budgets or () if b < 1]
+    bad += [r for r in arguments.rtols or () if not 0 < r < 1]
     if bad:
         raise ConfigError(f"budgets must be >= 1 and rtols in (0, 1); got {bad[0]}")
     console = Console(highlight=False)
@@ -47,16 +50,17 @@ def run(arguments: Arguments) -> int:
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"no checkpoints in {checkpoints.directory}")
+    budgets, rtols = arguments.budgets, arguments.rtols
     rows = report.evaluate_at(
         trained.model,
         restored.state.variables,
-        trained.data.test,
-        budgets=arguments.budgets,
-        rtols=arguments.rtols,
+        trained.task,
+        budgets=trained.config.loop.budgets if budgets is None else budgets,
+        rtols=trained.config.loop.rtols if rtols is None else rtols,
     )
     console.print(
         f"{arguments.workdir}: step {int(restored.state.step)} of {trained.total_steps}, "
-        f"{len(trained.data.test.labels)} test images"
+        f"{len(trained.task.test.labels)} test examples"
     )
     console.print(report.table(rows))
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,40 +15,31 @@ from rich.table import Table
 import jdeq
 from experiments import workdir
 from experiments.build import Run
+from experiments.data import Task
 from jdeq import plots
-from jdeq.data import Dataset
 from jdeq.training import TrainState, equilibrium_of, evaluate, make_eval_step, read_metrics
 
-BUDGETS = (1, 2, 3, 4, 5, 6)
-RTOLS = (1e-2, 1e-3)
 TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
-_COLUMNS = {
-    "stop": "stop",
-    "accuracy": "accuracy",
-    "nfe_forward": "mean nfe",
-    "residual_mean": "mean residual",
-    "residual_max": "max residual",
-    "converged": "converged",
-}
-_FORMATS = {
-    "accuracy": ".2%",
-    "nfe_forward": ".2f",
-    "residual_mean": ".1e",
-    "residual_max": ".1e",
-    "converged": ".1%",
+_COLUMNS = {  # of a measure: its heading and its format
+    "bits_per_byte": ("bits per byte", ".3f"),
+    "accuracy": ("accuracy", ".2%"),
+    "nfe_forward": ("mean nfe", ".2f"),
+    "residual_mean": ("mean residual", ".1e"),
+    "residual_max": ("max residual", ".1e"),
+    "converged": ("converged", ".1%"),
 }
 
 
 def evaluate_at(
     model: Any,
     variables: dict[str, Any],
-    data: Dataset,
+    task: Task,
     *,
     budgets: Iterable[int],
     rtols: Iterable[float],
 ) -> list[dict[str, Any]]:
-    """Accuracy and solver statistics at hard stops and at tolerances.
+    """Quality on the test examples and solver statistics, at hard stops and at tolerances.
 
     A hard stop takes the state after exactly ``budget`` evaluations of the cell, as a network of
     that depth would; a tolerance solves each sample until it holds. A step of Reversible takes two
@@ -58,7 +50,8 @@ def evaluate_at(
 
     def measure(**options):
         step = make_eval_step(model.clone(**options))
-        return evaluate(step, variables, data, batch_size=len(data.labels))
+        means = evaluate(step, variables, task.test, batch_size=task.test_batch_size)
+        return task.measures(means)
 
     rows = []
     for budget in budgets:
@@ -86,16 +79,21 @@ def write(
 ) -> dict[str, Any]:
     """Evaluate, draw, write report.json and report.md into ``directory``; returns the report."""
     records = read_metrics(directory / workdir.METRICS_FILE)
-    rows = evaluate_at(run.model, state.variables, run.data.test, budgets=BUDGETS, rtols=RTOLS)
-    last = {kind: [r for r in records if r["kind"] == kind][-1] for kind in ("train", "spectrum")}
+    loop = run.config.loop
+    rows = evaluate_at(run.model, state.variables, run.task, budgets=loop.budgets, rtols=loop.rtols)
+    by_kind = {k: [r for r in records if r["kind"] == k] for k in ("train", "spectrum")}
     report = {
         "steps": int(state.step),
         "train_seconds": round(train_seconds, 1),
         "seed": run.config.seed,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_skipped": int(state.skipped),
-        "nfe_backward": last["train"]["nfe_backward"],
-        "spectral_radius_mean": last["spectrum"]["spectral_radius_mean"],
+        "step_temporary_mib": _temporary_mib(run, state),
+        "step_seconds": statistics.median(
+            r["step_seconds"] for r in records if r["kind"] == "train"
+        ),
+        "nfe_backward": by_kind["train"][-1]["nfe_backward"],
+        "spectral_radius_mean": by_kind["spectrum"][-1]["spectral_radius_mean"],
         "test": rows,
     }
     draw(run, state, records, rows, directory)
@@ -103,6 +101,13 @@ def write(
     # Last, since a run counts as finished when this file is there.
     workdir.write_text(directory / workdir.REPORT_FILE, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _temporary_mib(run: Run, state: TrainState) -> float:
+    """What the compiler sets aside for a training step without the penalty."""
+    step: Any = run.train_step(run.model)
+    lowered = step.lower(state, run.task.batches(0), 0.0, penalize=False)
+    return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -113,7 +118,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `evaluate_at` for the terminal."""
-    out = Table(*_COLUMNS.values())
+    out = Table(*_heads(rows))
     for row in rows:
         out.add_row(*_cells(row))
     return out
@@ -122,18 +127,26 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 def _summary(report: dict[str, Any]) -> str:
     return (
         f"{report['steps']} steps in {report['train_seconds']:.0f} s, {report['parameters']:,} "
-        f"parameters, {report['steps_skipped']} steps skipped; backward nfe "
-        f"{report['nfe_backward']:.1f}, spectral radius {report['spectral_radius_mean']:.2f}"
+        f"parameters, {report['steps_skipped']} steps skipped; a step: "
+        f"{report['step_seconds']:.3f} s, {report['step_temporary_mib']:.0f} MiB of temporary "
+        f"memory, backward nfe {report['nfe_backward']:.1f}; spectral radius "
+        f"{report['spectral_radius_mean']:.2f}"
     )
 
 
+def _heads(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return ["stop", *(head for name, (head, _) in _COLUMNS.items() if name in rows[0])]
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    return [row["stop"], *(format(row[name], spec) for name, spec in _FORMATS.items())]
+    values = [format(row[name], spec) for name, (_, spec) in _COLUMNS.items() if name in row]
+    return [row["stop"], *values]
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    lines = ["# Report", "", _summary(report) + ".", "", "Test images:", ""]
-    lines += ["| " + " | ".join(_COLUMNS.values()) + " |", "|---" * len(_COLUMNS) + "|"]
+    heads = _heads(report["test"])
+    lines = ["# Report", "", _summary(report) + ".", "", "Test examples:", ""]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["test"]]
     lines += ["", *(f"![{name}]({name}.png)\n" for name in ("training", "solver", "equilibrium"))]
     return "\n".join(lines)
@@ -149,7 +162,9 @@ def draw(
     """training.png, solver.png and equilibrium.png."""
     figure, axes = _figure(2)
     plots.loss_curve(records, ax=axes[0])
-    plots.accuracy_curve(records, ax=axes[1])
+    quality = run.task.quality
+    curve = plots.accuracy_curve if quality == "accuracy" else plots.bits_per_byte_curve
+    curve(records, ax=axes[1])
     figure.savefig(directory / "training.png")
 
     figure, axes = _figure(3)
@@ -159,10 +174,10 @@ def draw(
     figure.savefig(directory / "solver.png")
 
     figure, axes = _figure(2)
-    rtol = min(RTOLS)
+    rtol = min(run.config.loop.rtols)
     plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
     if budgets := [row for row in rows if "budget" in row]:
-        plots.budget_curve(budgets, ax=axes[1])
+        plots.budget_curve(budgets, ax=axes[1], quality=quality)
     figure.savefig(directory / "equilibrium.png")
 
 
@@ -172,13 +187,23 @@ def _figure(panels: int) -> tuple[Figure, Any]:
 
 
 def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
-    """Residual by evaluation on the test images, with the run's solver."""
+    """Residual by evaluation on the test examples (and positions), with the run's solver."""
 
     @jax.jit
-    def solve(variables, images):
-        f, params, z0, x, _ = equilibrium_of(run.model, variables, images)
+    def solve(variables, inputs):
+        f, params, z0, x, _ = equilibrium_of(run.model, variables, inputs)
         return jdeq.fixed_point(
-            f, params, z0, x, solver=run.model.solver, rtol=rtol, max_steps=30, trace=True
+            f,
+            params,
+            z0,
+            x,
+            solver=run.model.solver,
+            rtol=rtol,
+            max_steps=30,
+            trace=True,
+            causal=getattr(run.model, "causal", False),
         ).trace
 
-    return np.asarray(solve(state.variables, run.data.test.images))
+    inputs = run.task.test.inputs[: run.task.test_batch_size]
+    trace = np.asarray(solve(state.variables, inputs))
+    return trace.reshape(len(trace), -1)

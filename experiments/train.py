@@ -20,7 +20,8 @@ from rich.console import Console
 from experiments import report, workdir
 from experiments.build import Run, build
 from experiments.cli import guarded
-from experiments.config import ConfigError, ExperimentConfig, load_run, run_names
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.config_files import load_run, run_names
 from jdeq.diagnostics import spectral_radius
 from jdeq.training import (
     Checkpoints,
@@ -31,11 +32,9 @@ from jdeq.training import (
     TensorBoard,
     Terminal,
     TrainState,
-    classification_loss,
     equilibrium_of,
     evaluate,
     make_eval_step,
-    make_train_step,
 )
 from jdeq.training.metrics import Metrics
 
@@ -92,7 +91,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
         state = restored.state if restored else run.initial_state()
         start = int(state.step)
         if restored is None:
-            workdir.refuse_lost_checkpoints(directory, run.save_every)
+            workdir.refuse_lost_checkpoints(directory, config.loop.save_every)
         about = {"config": dataclasses.asdict(config), "train_seconds": 0.0}
         extra = restored.extra if restored else about
         if restored:
@@ -103,7 +102,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             Terminal(
                 total_steps=run.total_steps,
                 start_step=start,
-                steps_per_epoch=run.batches.batches_per_epoch,
+                steps_per_epoch=run.task.batches.batches_per_epoch,
                 console=console,
             ),
         ]
@@ -127,50 +126,47 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
 
 def make_loop(run: Run) -> Loop:
     """The loop of ``run``: pre-training, then the equilibrium, with its hooks."""
-    config, per_epoch = run.config.loop, run.batches.batches_per_epoch
-
-    def step(model):
-        loss = classification_loss(model, probe_backward=model.gradient.has_probe)
-        return make_train_step(loss, run.optimizer)
-
-    phases = [Phase(until=run.total_steps, step=step(run.model))]
+    config = run.config.loop
+    items, items_per_step = run.task.items
+    phases = [Phase(until=run.total_steps, step=run.train_step(run.model))]
     if run.config.pretrain.steps:
-        pretrain = Phase(until=run.config.pretrain.steps, step=step(run.pretrain_model))
+        pretrain = Phase(until=run.config.pretrain.steps, step=run.train_step(run.pretrain_model))
         phases.insert(0, pretrain)
     return Loop(
         phases=phases,
-        batch_at=run.batches,
-        batch_size=run.batches.batch_size,
+        batch_at=run.task.batches,
+        items=items,
+        items_per_step=items_per_step,
         schedule=run.schedule,
         hooks=[
-            (config.test_every_epochs * per_epoch, test_hook(run)),
-            (config.spectrum_every_epochs * per_epoch, spectrum_hook(run)),
+            (config.test_every, test_hook(run)),
+            (config.spectrum_every, spectrum_hook(run)),
         ],
         log_every=config.log_every,
-        save_every=run.save_every,
+        save_every=config.save_every,
         max_skipped=config.max_skipped,
         learning_rate=run.learning_rate,
     )
 
 
 def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
-    """Loss, accuracy, evaluations and residual on the test images, with the training solver."""
-    step = make_eval_step(run.model)
+    """Loss, quality, evaluations and residual on the test examples, with the training solver."""
+    step, test = make_eval_step(run.model), run.task.test
 
     def hook(state):
-        size = len(run.data.test.labels)
-        return "test", evaluate(step, state.variables, run.data.test, batch_size=size)
+        means = evaluate(step, state.variables, test, batch_size=run.task.test_batch_size)
+        return "test", run.task.measures(means)
 
     return hook
 
 
 def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
-    images = run.data.test.images[: run.config.loop.spectrum_images]
+    inputs = run.task.test.inputs[: run.config.loop.spectrum_examples]
 
     @jax.jit
     def radii(variables):
-        f, params, _, x, z = equilibrium_of(run.model, variables, images)
+        f, params, _, x, z = equilibrium_of(run.model, variables, inputs)
         return spectral_radius(f, params, z, x, jax.random.key(0))
 
     def hook(state):

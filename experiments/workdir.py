@@ -5,7 +5,8 @@ import json
 import os
 import pathlib
 
-from experiments.config import ConfigError, ExperimentConfig, differences, read_config
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.config_files import differences, read_config
 from jdeq.training import CheckpointError, read_metrics
 
 CONFIG_FILE = "config.json"

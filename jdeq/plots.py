@@ -6,7 +6,7 @@ Records are those of a run's metrics file (`jdeq.training.read_metrics`): dicts 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +39,12 @@ def accuracy_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
         error = 100 * (1 - values)
         ax.semilogy(steps, np.where(error > 0, error, np.nan), label=kind, **style)
     return _finish(ax, "error (%)")
+
+
+def bits_per_byte_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
+    """Bits per byte of the test text over steps."""
+    ax.plot(*series(records, "test", "bits_per_byte"), label="test", lw=1.5, marker="o", ms=3)
+    return _finish(ax, "bits per byte")
 
 
 def nfe_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
@@ -96,12 +102,21 @@ def residual_trace(
     return _finish(ax, "relative residual", "steps of the solver")
 
 
-def budget_curve(rows: Sequence[Record], *, ax: Axes, label: str = "test") -> Axes:
-    """Accuracy in percent at hard stops: rows with "budget" and "accuracy"."""
+def budget_curve(
+    rows: Sequence[Record],
+    *,
+    ax: Axes,
+    label: str = "test",
+    quality: Literal["accuracy", "bits_per_byte"] = "accuracy",
+) -> Axes:
+    """Accuracy in percent, or bits per byte, at hard stops: rows with "budget" and ``quality``."""
     budgets = [row["budget"] for row in rows]
-    ax.plot(budgets, [100 * row["accuracy"] for row in rows], marker="o", ms=4, label=label)
+    scale, name = {"accuracy": (100, "accuracy (%)"), "bits_per_byte": (1, "bits per byte")}[
+        quality
+    ]
+    ax.plot(budgets, [scale * row[quality] for row in rows], marker="o", ms=4, label=label)
     ax.set_xticks(budgets)
-    return _finish(ax, "accuracy (%)", "evaluations of the cell, hard stop")
+    return _finish(ax, name, "evaluations of the cell, hard stop")
 
 
 def _finish(ax: Axes, ylabel: str, xlabel: str = "step") -> Axes:

@@ -1,5 +1,6 @@
 """Eight CPU devices for the whole suite, set before anything imports jax; quick compilation."""
 
+import functools
 import os
 import pathlib
 import sys
@@ -18,6 +19,21 @@ def pytest_configure(config):
     # Most of the fast suite's time is XLA's. The slow suite trains, and needs fast programs.
     if config.option.markexpr == "not slow":
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """``prepared(name)``: the data_dir that holds the stand-in of an image set, written once."""
+    from experiments.prepare_local import prepare
+
+    data_dir = tmp_path_factory.mktemp("image_sets")
+
+    @functools.cache
+    def make(name):
+        prepare(name, data_dir)
+        return data_dir
+
+    return make
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ RECORDS = [
     }
     for step in range(1, 6)
 ] + [
-    {"step": 5, "kind": "test", "loss_nats": 0.3, "accuracy": 1.0},
+    {"step": 5, "kind": "test", "loss_nats": 0.3, "accuracy": 1.0, "bits_per_byte": 0.4},
     {"step": 5, "kind": "spectrum", "spectral_radius_mean": 0.8, "spectral_radius_min": 0.7,
      "spectral_radius_max": 0.9},
 ]  # fmt: skip
@@ -25,6 +25,7 @@ RECORDS = [
     [
         plots.loss_curve,
         plots.accuracy_curve,
+        plots.bits_per_byte_curve,
         plots.nfe_curve,
         plots.residual_curve,
         plots.spectral_radius_curve,
@@ -33,7 +34,7 @@ RECORDS = [
 def test_curves(draw):
     ax = Figure().subplots()
     assert draw(RECORDS, ax=ax) is ax
-    assert ax.get_ylabel() and ax.get_xlabel() == "step" and len(ax.get_lines()) >= 2
+    assert ax.get_ylabel() and ax.get_xlabel() == "step" and len(ax.get_lines()) >= 1
     ax.figure.canvas.draw()
 
 
@@ -58,3 +59,11 @@ def test_budget_curve():
     rows = [{"budget": k, "accuracy": k / 6} for k in range(1, 7)]
     assert plots.budget_curve(rows, ax=ax) is ax
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[-1], 100.0)
+
+
+def test_budget_curve_of_text():
+    ax = Figure().subplots()
+    rows = [{"budget": k, "bits_per_byte": 3 - k / 6} for k in (2, 4)]
+    plots.budget_curve(rows, ax=ax, quality="bits_per_byte")
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [3 - 2 / 6, 3 - 4 / 6])
+    assert ax.get_ylabel() == "bits per byte"

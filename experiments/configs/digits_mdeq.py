@@ -18,7 +18,6 @@ separate validation set, so other seeds are the fairer measure.
 import dataclasses
 
 from experiments.config import (
-    DataConfig,
     ExperimentConfig,
     GradientConfig,
     LoopConfig,
@@ -27,15 +26,16 @@ from experiments.config import (
     RegularizerConfig,
     SolverConfig,
 )
+from experiments.data import DigitsData
 from jdeq.models import MDEQ_DIGITS
 
 CONFIG = ExperimentConfig(
-    data=DataConfig(batch_size=96, max_shift=1),
+    data=DigitsData(batch_size=96, max_shift=1),
     model=dataclasses.replace(MDEQ_DIGITS, dropout=0.2),
     solver=SolverConfig(kind="anderson", depth=3, rtol=1e-3, max_steps=8),
     gradient=GradientConfig(kind="implicit", rtol=1e-4, max_steps=8),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.05),
     regularizer=RegularizerConfig(gamma=2.0, probability=0.5),
     pretrain=PretrainConfig(steps=140, evaluations=4),
-    loop=LoopConfig(epochs=40),
+    loop=LoopConfig(steps=560),
 )

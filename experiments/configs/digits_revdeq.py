@@ -12,20 +12,20 @@ is no fixed point: the spectral radius is 1.7, and a solve to a tolerance does n
 """
 
 from experiments.config import (
-    DataConfig,
     ExperimentConfig,
     GradientConfig,
     LoopConfig,
     OptimizerConfig,
     SolverConfig,
 )
+from experiments.data import DigitsData
 from jdeq.models import REVDEQ_SMALL
 
 CONFIG = ExperimentConfig(
-    data=DataConfig(batch_size=96, max_shift=1),
+    data=DigitsData(batch_size=96, max_shift=1),
     model=REVDEQ_SMALL,
     solver=SolverConfig(kind="reversible", beta=0.5, rtol=1e-6, max_steps=2),
     gradient=GradientConfig(kind="reversible"),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.05),
-    loop=LoopConfig(epochs=40),
+    loop=LoopConfig(steps=560),
 )

@@ -13,10 +13,13 @@ IGNORED = -1
 
 
 class Dataset(NamedTuple):
-    """Labelled images in memory; also one batch of them."""
+    """Labelled examples in memory; also one batch of them.
 
-    images: Float[np.ndarray, "examples height width channels"]
-    labels: Int[np.ndarray, " examples"]
+    Images have one label each; a row of tokens has one for every token, the token after it.
+    """
+
+    inputs: Float[np.ndarray, "examples height width channels"] | Int[np.ndarray, "examples length"]
+    labels: Int[np.ndarray, " examples"] | Int[np.ndarray, "examples length"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +72,7 @@ class ShuffledBatches:
     def __call__(self, position: int) -> Dataset:
         """The batch at ``position``, augmented by a generator seeded with (seed, position)."""
         chosen = self.indices(position)
-        images = self.data.images[chosen]
+        images = self.data.inputs[chosen]
         if self.max_shift:
             rng = np.random.default_rng((self.seed, 1, position))
             images = random_shift(

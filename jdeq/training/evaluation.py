@@ -13,7 +13,7 @@ from jdeq.types import Status
 def evaluate(
     step: EvalStep, variables: dict[str, Any], data: Dataset, *, batch_size: int
 ) -> dict[str, float]:
-    """Means over all examples of ``data``, each counted once.
+    """Means over all labels but ignored ones, and over all samples, of ``data``.
 
     Args:
       step: from `make_eval_step`.
@@ -30,8 +30,8 @@ def evaluate(
         parts.append(jax.tree.map(lambda a, n=count: np.asarray(a)[:n], step(variables, batch)))
     every = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     return {
-        "loss_nats": float(every.loss_nats.mean()),
-        "accuracy": float(every.correct.mean()),
+        "loss_nats": float(every.loss_nats[every.counted].mean()),
+        "accuracy": float(every.correct[every.counted].mean()),
         "nfe_forward": float(every.nfe.mean()),
         "residual_mean": float(every.residual.mean()),
         "residual_max": float(every.residual.max()),

@@ -37,7 +37,8 @@ class Loop:
     Args:
       phases: in order of ``until``; the last one's is the length of the run.
       batch_at: the batch at a position of the data; the position is the step.
-      batch_size: examples in it.
+      items: what is counted in it, "examples" or "tokens", for the throughput.
+      items_per_step: how many of them it has.
       schedule: when and how strongly the Jacobian penalty applies.
       hooks: ``{every: hook}``: after every so many steps and after the last one, ``hook(state)``
         gives (kind, metrics) for the sinks.
@@ -49,7 +50,8 @@ class Loop:
 
     phases: Sequence[Phase]
     batch_at: Callable[[int], Any]
-    batch_size: int
+    items: str
+    items_per_step: int
     schedule: JacobianSchedule
     hooks: Sequence[tuple[int, Callable[[TrainState], tuple[str, Metrics]]]]
     log_every: int
@@ -122,7 +124,7 @@ class Loop:
 
     def _record(self, records: list[Metrics], position: int) -> Metrics:
         record = summarize(records)
-        record["examples_per_second"] = self.batch_size / record["step_seconds"]
+        record[f"{self.items}_per_second"] = self.items_per_step / record["step_seconds"]
         record["learning_rate"] = float(self.learning_rate(position - 1))
         return record
 

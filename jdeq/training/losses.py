@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jdeq.data import Dataset
+from jdeq.data import IGNORED, Dataset
 from jdeq.types import SolverStats
 
 PyTree = Any
@@ -39,11 +39,13 @@ class LossFn(Protocol):
     ) -> LossOutput: ...
 
 
-def classification_loss(model: nn.Module, *, probe_backward: bool = True) -> LossFn:
-    """Cross entropy in nats and the model's mean Jacobian penalty, ``mean ||eps^T J||^2 / d``.
+def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> LossFn:
+    """Mean cross entropy of the labels in nats, and the model's mean Jacobian penalty,
+    ``mean ||eps^T J||^2 / d``.
 
     Args:
-      model: called as ``model(images, train=True, probe=probe) -> (logits, solution)``; each
+      model: called as ``model(inputs, train=True, probe=probe) -> (logits, solution)``, with logits
+        for every label; each
         `jdeq.linen.DEQ` in it sows its penalty when given an rng stream "jacobian". The penalties
         of several are added.
       probe_backward: hand the probe on to the model; False for a gradient rule without a backward
@@ -60,23 +62,39 @@ def classification_loss(model: nn.Module, *, probe_backward: bool = True) -> Los
         rngs = {"dropout": dropout_key} | ({"jacobian": jacobian_key} if penalize else {})
         outputs: Any = model.apply(
             {"params": params, **model_state},
-            batch.images,
+            batch.inputs,
             train=True,
             probe=probe if probe_backward else None,
             mutable=["jdeq", *model_state],
             rngs=rngs,
         )
         (logits, solution), updated = outputs
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        losses, correct, counted = score(logits, jnp.asarray(batch.labels))
+        labels = jnp.maximum(counted.sum(), 1)
         return LossOutput(
-            loss_nats=losses.mean(),
+            loss_nats=losses.sum() / labels,
             penalty=_penalty(updated) if penalize else jnp.zeros((), losses.dtype),
-            accuracy=jnp.mean(logits.argmax(-1) == batch.labels),
+            accuracy=correct.sum() / labels,
             stats=solution.stats,
             model_state={name: updated[name] for name in model_state},
         )
 
     return loss
+
+
+class Scores(NamedTuple):
+    """One entry a label; zero and False where the label is `jdeq.data.IGNORED`."""
+
+    loss_nats: Float[Array, " *labels"]
+    correct: Bool[Array, " *labels"]
+    counted: Bool[Array, " *labels"]
+
+
+def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"]) -> Scores:
+    """Cross entropy and whether the largest logit is the label's, label by label."""
+    counted = labels != IGNORED
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
+    return Scores(jnp.where(counted, losses, 0.0), counted & (logits.argmax(-1) == labels), counted)
 
 
 def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:
@@ -86,7 +104,7 @@ def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:
     ]
     if not found:
         raise ValueError(
-            "jdeq.training.classification_loss: penalize needs a jdeq.linen.DEQ in the model, "
+            "jdeq.training.cross_entropy_loss: penalize needs a jdeq.linen.DEQ in the model, "
             "which sows 'jacobian_penalty' into the collection 'jdeq'; found none"
         )
     return jnp.sum(jnp.stack(found))

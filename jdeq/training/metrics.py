@@ -134,9 +134,12 @@ class Terminal:
         elif kind == "train":
             self._print(f"step {step:>5}/{self._total}  {train_line(metrics)}")
         elif kind == "test":
+            bits = ""
+            if "bits_per_byte" in metrics:
+                bits = f"bits per byte {metrics['bits_per_byte']:.3f}, "
             self._print(
                 f"step {step:>5}/{self._total}  test: loss {metrics['loss_nats']:.4f}, "
-                f"accuracy {metrics['accuracy']:.2%}, nfe {metrics['nfe_forward']:.1f}, "
+                f"{bits}accuracy {metrics['accuracy']:.2%}, nfe {metrics['nfe_forward']:.1f}, "
                 f"residual {metrics['residual_mean']:.1e}"
             )
 
@@ -164,10 +167,11 @@ class _Bar(Progress):
 
 def train_line(metrics: Metrics) -> str:
     """The metrics of some training steps in one line."""
+    rate = next(name for name in metrics if name.endswith("_per_second"))
     skipped = f"  skipped {metrics['count_skipped']:.0f}" if metrics["count_skipped"] else ""
     return (
         f"loss {metrics['loss_nats']:.3f}  acc {metrics['accuracy']:6.1%}  "
         f"nfe {metrics['nfe_forward']:.1f}/{metrics['nfe_backward']:.1f}  "
         f"res {metrics['residual_max']:.0e}/{metrics['residual_backward']:.0e}  "
-        f"{metrics['examples_per_second']:.0f} ex/s{skipped}"
+        f"{metrics[rate]:.0f} {rate.removesuffix('_per_second')}/s{skipped}"
     )

@@ -16,14 +16,37 @@ def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.
     Raises:
       ValueError: if a range is broken.
     """
-    if not peak > 0:
-        raise ValueError(f"jdeq.training.warmup_cosine: peak must be > 0; got {peak}")
+    _check_peak("warmup_cosine", peak)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             "jdeq.training.warmup_cosine: warmup_steps must be in 0..total_steps - 1 = "
             f"{total_steps - 1}; got {warmup_steps}"
         )
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps)
+
+
+def warmup_constant(*, peak: float, warmup_steps: int) -> optax.Schedule:
+    """0 to ``peak`` in a line over ``warmup_steps``, then ``peak``.
+
+    Args:
+      peak: the largest learning rate, > 0.
+      warmup_steps: >= 0.
+    Raises:
+      ValueError: if a range is broken.
+    """
+    _check_peak("warmup_constant", peak)
+    if warmup_steps < 0:
+        raise ValueError(
+            f"jdeq.training.warmup_constant: warmup_steps must be >= 0; got {warmup_steps}"
+        )
+    # optax's own warmup_constant_schedule stays at 0 for ever if there is no warm-up.
+    parts = optax.linear_schedule(0.0, peak, warmup_steps), optax.constant_schedule(peak)
+    return optax.join_schedules(parts, [warmup_steps])
+
+
+def _check_peak(schedule: str, peak: float) -> None:
+    if not peak > 0:
+        raise ValueError(f"jdeq.training.{schedule}: peak must be > 0; got {peak}")
 
 
 def adamw(

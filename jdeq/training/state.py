@@ -33,16 +33,16 @@ class TrainState(NamedTuple):
 def make_init(
     model: nn.Module, optimizer: optax.GradientTransformation
 ) -> Callable[..., TrainState]:
-    """``init(key, images) -> TrainState``: pure, for jit, eval_shape or jit with out_shardings.
+    """``init(key, inputs) -> TrainState``: pure, for jit, eval_shape or jit with out_shardings.
 
     Args:
-      model: called as ``model(images)``.
+      model: called as ``model(inputs)``.
       optimizer: whose state is initialised from the parameters.
     """
 
-    def init(key: Key[Array, ""], images: Array) -> TrainState:
+    def init(key: Key[Array, ""], inputs: Array) -> TrainState:
         params_key, dropout_key, run_key = jax.random.split(key, 3)
-        variables = dict(model.init({"params": params_key, "dropout": dropout_key}, images))
+        variables = dict(model.init({"params": params_key, "dropout": dropout_key}, inputs))
         variables.pop("jdeq", None)  # statistics of the initialising call
         params = variables.pop("params")
         return TrainState(
@@ -59,11 +59,11 @@ def make_init(
 
 
 def abstract_state(
-    init: Callable[..., TrainState], key: Key[Array, ""], images: Array | np.ndarray
+    init: Callable[..., TrainState], key: Key[Array, ""], inputs: Array | np.ndarray
 ) -> TrainState:
     """Shapes, dtypes and one device of what ``init`` returns: what a restore asks for."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init, key, images),
+        jax.eval_shape(init, key, inputs),
     )

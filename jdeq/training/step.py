@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jdeq.data import Dataset
 from jdeq.fixed_point import backward_probe
-from jdeq.training.losses import LossFn
+from jdeq.training.losses import LossFn, score
 from jdeq.training.state import TrainState
 from jdeq.types import Status
 
@@ -34,13 +34,16 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
 
     Args:
       loss_fn: the task.
-      optimizer: any optax transformation, clipping included.
+      optimizer: any optax transformation, clipping included; it may read the loss (``value``), as
+        optax.contrib.reduce_on_plateau does.
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy, penalty (if asked for), nfe_forward (mean), residual_max, one
       count for each `Status` (count_converged, ...), nfe_backward (mean) and residual_backward
       (largest) as the backward solve reported them, grad_norm (before clipping), count_skipped.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch, weight, *, penalize):
         key = jax.random.fold_in(state.key, state.step)
@@ -54,7 +57,9 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, value=out.loss_nats
+        )
         new = (optax.apply_updates(state.params, updates), out.model_state, opt_state)
         old = (state.params, state.model_state, state.opt_state)
         params, model_state, opt_state = jax.tree.map(
@@ -89,13 +94,16 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
 
 
 class Evaluation(NamedTuple):
-    """One entry a sample."""
+    """One entry a label for the first three; one a sample, or a position where the model solves
+    causally, for the others.
+    """
 
-    loss_nats: Float[Array, " batch"]
-    correct: Bool[Array, " batch"]
-    nfe: Int[Array, " batch"]
-    residual: Float[Array, " batch"]
-    status: Int[Array, " batch"]
+    loss_nats: Float[Array, " *labels"]
+    correct: Bool[Array, " *labels"]
+    counted: Bool[Array, " *labels"]  # False where the label is IGNORED
+    nfe: Int[Array, " *samples"]
+    residual: Float[Array, " *samples"]
+    status: Int[Array, " *samples"]
 
 
 EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
@@ -105,11 +113,10 @@ def make_eval_step(model: nn.Module) -> EvalStep:
     """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages."""
 
     def step(variables, batch):
-        outputs: Any = model.apply(variables, batch.images)
+        outputs: Any = model.apply(variables, batch.inputs)
         logits, solution = outputs
         return Evaluation(
-            loss_nats=optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels),
-            correct=logits.argmax(-1) == batch.labels,
+            **score(logits, jnp.asarray(batch.labels))._asdict(),
             nfe=solution.stats.nfe,
             residual=solution.stats.residual,
             status=solution.stats.status,

@@ -68,16 +68,16 @@ def test_padded_batches_cover_everything_once():
 
 def test_digits_split():
     digits, again = load_digits(), load_digits()
-    assert digits.train.images.shape == (1437, 8, 8, 1)
-    assert digits.test.images.shape == (360, 8, 8, 1)
-    np.testing.assert_array_equal(digits.test.images, again.test.images)
-    pixels = digits.train.images
+    assert digits.train.inputs.shape == (1437, 8, 8, 1)
+    assert digits.test.inputs.shape == (360, 8, 8, 1)
+    np.testing.assert_array_equal(digits.test.inputs, again.test.inputs)
+    pixels = digits.train.inputs
     np.testing.assert_allclose([pixels.mean(), pixels.std()], [0.0, 1.0], atol=1e-5)
     assert pixels.min() == pytest.approx(digits.background)
     shares = [np.bincount(part.labels) / len(part.labels) for part in digits[:2]]
     np.testing.assert_allclose(*shares, atol=0.003)  # stratified: within one image of 360
     different = load_digits(seed=1)
-    assert not np.array_equal(digits.test.images, different.test.images)
+    assert not np.array_equal(digits.test.inputs, different.test.inputs)
 
 
 def test_digits_fraction_out_of_range():

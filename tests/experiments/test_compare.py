@@ -4,7 +4,8 @@ import dataclasses
 import json
 
 from experiments import compare
-from experiments.config import GradientConfig, load_run
+from experiments.config import GradientConfig
+from experiments.config_files import load_run
 
 
 def write(directory, config, accuracies, seed):

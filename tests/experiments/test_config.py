@@ -14,11 +14,8 @@ from experiments.config import (
     GradientConfig,
     RegularizerConfig,
     SolverConfig,
-    differences,
-    load_run,
-    read_config,
-    run_names,
 )
+from experiments.config_files import differences, load_run, read_config, run_names
 
 
 def parsed(*argv):
@@ -57,7 +54,7 @@ def test_a_model_that_cannot_be_is_refused(capsys):
     ("argv", "message"),
     [
         (["digits_mdqe", "--workdir", "w"], "no run is called 'digits_mdqe'; perhaps digits_mdeq"),
-        (["--workdir", "w"], "the name of a run comes first; runs: digits_mdeq"),
+        (["--workdir", "w"], "the name of a run comes first; runs: cifar10_revdeq, digits_mdeq"),
         ([], "the name of a run comes first"),
     ],
 )
@@ -84,7 +81,9 @@ def test_help_lists_the_runs_and_the_fields(capsys):
         (["--data.batch-size", "2000"], "batch_size", "must be in 1..1437"),
         (["--model.num-classes", "5"], "model.num_classes", "must be 10"),
         (["--pretrain.steps", "99999"], "pretrain.steps", "the length of the run"),
-        (["--loop.epochs", "0"], "loop.epochs", "must be >= 1; got 0"),
+        (["--loop.steps", "0"], "loop.steps", "must be >= 1; got 0"),
+        (["--loop.budgets", "2", "0"], "loop.budgets", "must be >= 1; got (2, 0)"),
+        (["--loop.rtols", "2.0"], "loop.rtols", "must lie in (0, 1); got (2.0,)"),
         (["--optimizer.warmup-steps", "99999"], "optimizer", "warmup_steps must be in"),
     ],
 )  # fmt: skip
@@ -116,7 +115,8 @@ def test_every_run_builds_and_survives_json(name, tmp_path):
     config = load_run(name)
     (tmp_path / "config.json").write_text(config.to_json())
     assert read_config(tmp_path / "config.json") == config
-    assert build(config).total_steps > 0
+    if name not in ("cifar10_revdeq", "wikitext103_revdeq"):  # see test_published.py
+        assert build(config).total_steps > 0
 
 
 def test_pretraining_is_the_same_model_unrolled():

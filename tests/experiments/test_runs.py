@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import evaluate, report, train
+from experiments import evaluate, train
 from experiments.build import build
-from experiments.config import read_config
+from experiments.config_files import read_config
 from jdeq.training import Checkpoints, read_metrics
 
 # The run that these tests look at is made once; under xdist with --dist loadgroup, too.
@@ -25,12 +25,13 @@ pytestmark = pytest.mark.xdist_group("runs")
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
     "--model.channels 4 --model.head-channels 2 --model.head-features 8 --model.expansion 1 "
-    "--model.groups 2 --data.batch-size 128 --data.max-shift 1 --loop.epochs 3 "
-    "--loop.save-every-epochs 1 --loop.log-every 1 --loop.spectrum-images 4 "
+    "--model.groups 2 --data.batch-size 128 --data.max-shift 1 --loop.steps 33 "
+    "--loop.save-every 11 --loop.test-every 22 --loop.spectrum-every 22 --loop.log-every 1 "
+    "--loop.spectrum-examples 4 --loop.budgets 1 2 --loop.rtols 0.1 "
     "--optimizer.warmup-steps 5 --pretrain.steps 6 --pretrain.evaluations 2 "
     "--solver.depth 2 --solver.max-steps 4 --gradient.max-steps 4 --regularizer.probability 1.0"
 ).split()
-STEPS = 33  # 1437 // 128 batches an epoch, three epochs
+STEPS = 33
 
 
 def command(workdir):
@@ -49,10 +50,7 @@ def cache(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # it may have been opened without a directory before
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "BUDGETS", (1, 2))
-        patch.setattr(report, "RTOLS", (0.1,))
-        yield {name.upper(): str(value) for name, value in options.items()}
+    yield {name.upper(): str(value) for name, value in options.items()}
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

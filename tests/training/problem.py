@@ -14,7 +14,7 @@ from jdeq.training import (
     Loop,
     Phase,
     adamw,
-    classification_loss,
+    cross_entropy_loss,
     make_init,
     make_train_step,
 )
@@ -47,12 +47,12 @@ def toy_data(size=40):
 
 OPTIMIZER = adamw(lambda step: 1e-2, weight_decay=1e-3, clip_norm=1.0)
 MODEL = Model()
-STEP = make_train_step(classification_loss(MODEL), OPTIMIZER)
+STEP = make_train_step(cross_entropy_loss(MODEL), OPTIMIZER)
 INIT = make_init(MODEL, OPTIMIZER)
 
 
 def initial_state(seed=0):
-    return jax.jit(INIT)(jax.random.key(seed), toy_data().images[:8])
+    return jax.jit(INIT)(jax.random.key(seed), toy_data().inputs[:8])
 
 
 @dataclasses.dataclass
@@ -76,7 +76,8 @@ def make_loop(total=20, *, batches=None, max_skipped=3, weight=0.5, **options):
     defaults = dict(
         phases=[Phase(until=total, step=STEP)],
         batch_at=batches,
-        batch_size=8,
+        items="examples",
+        items_per_step=8,
         schedule=jdeq.JacobianSchedule(weight=weight, probability=0.5),
         hooks=[],
         log_every=1,

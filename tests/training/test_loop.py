@@ -30,7 +30,7 @@ def run(loop, directory, *, stop_after=None):
     checkpoints = Checkpoints(directory)
     recorder = Recorder(stop_after)
     with StopRequest() as stop:
-        key, images = jax.random.key(0), toy_data().images[:8]
+        key, images = jax.random.key(0), toy_data().inputs[:8]
         restored = checkpoints.restore(abstract_state(INIT, key, images))
         state = restored.state if restored else initial_state()
         extra = {"train_seconds": 0.0}

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import jdeq
+from jdeq.data import IGNORED, Dataset
 from jdeq.training import (
     JsonLines,
     StopRequest,
@@ -19,11 +20,15 @@ from jdeq.training import (
     Terminal,
     adamw,
     equilibrium_of,
+    evaluate,
+    make_eval_step,
     read_metrics,
     summarize,
+    warmup_constant,
     warmup_cosine,
 )
-from tests.training.problem import MODEL, initial_state, toy_data
+from jdeq.training.losses import score
+from tests.training.problem import MODEL, STEP, initial_state, toy_data
 
 TRAIN = {
     "loss_nats": 0.5, "accuracy": 0.75, "nfe_forward": 6.0, "nfe_backward": 7.0,
@@ -75,7 +80,7 @@ def test_terminal_shows_the_numbers(terminal, capsys):
     sink.write(10, "test", {**TRAIN, "residual_mean": 0.01})
     sink.close()
     shown = console.file.getvalue() if terminal else capsys.readouterr().out
-    for text in ("loss 0.500", "75.0%", "nfe 6.0/7.0", "1e-03/inf", "100 ex/s", "skipped 2"):
+    for text in ("loss 0.500", "75.0%", "nfe 6.0/7.0", "1e-03/inf", "100 examples/s", "skipped 2"):
         assert text in shown
     assert "accuracy 75.00%" in shown
     assert ("\x1b[" in shown) == terminal
@@ -89,6 +94,16 @@ def test_warmup_cosine():
         warmup_cosine(peak=1.0, warmup_steps=10, total_steps=10)
     with pytest.raises(ValueError, match="peak must be > 0; got 0"):
         warmup_cosine(peak=0, warmup_steps=0, total_steps=10)
+
+
+def test_warmup_constant():
+    schedule = warmup_constant(peak=2.0, warmup_steps=10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 10**6)], [0.0, 1.0, 2.0, 2.0])
+    assert warmup_constant(peak=2.0, warmup_steps=0)(0) == 2.0
+    with pytest.raises(ValueError, match="warmup_steps must be >= 0; got -1"):
+        warmup_constant(peak=1.0, warmup_steps=-1)
+    with pytest.raises(ValueError, match="warmup_constant: peak must be > 0; got 0"):
+        warmup_constant(peak=0, warmup_steps=0)
 
 
 def test_weight_decay_is_for_kernels():
@@ -115,9 +130,46 @@ def test_first_signal_asks_second_interrupts():
 
 
 def test_equilibrium_of_is_the_problem_the_model_solves():
-    images, variables = toy_data().images[:4], initial_state().variables
+    images, variables = toy_data().inputs[:4], initial_state().variables
     _, solution = MODEL.apply(variables, images)
     f, params, z0, x, z = equilibrium_of(MODEL, variables, images)
     ours = jdeq.fixed_point(f, params, z0, x, solver=jdeq.Anderson(depth=3), max_steps=10)
     np.testing.assert_allclose(ours.z, solution.z, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(z, solution.z)
+
+
+def test_ignored_labels_count_for_nothing():
+    """Loss, accuracy and gradient are those of the other labels, by log-softmax in numpy."""
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    labels = np.array([[1, IGNORED, 0], [IGNORED, IGNORED, 3]])
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = [-log_probabilities[0, 0, 1], -log_probabilities[0, 2, 0], -log_probabilities[1, 2, 3]]
+    losses, correct, counted = score(logits, labels)
+    np.testing.assert_array_equal(counted, labels != IGNORED)
+    np.testing.assert_allclose(losses[counted], want, rtol=1e-5)
+    assert float(losses.sum()) == pytest.approx(sum(want), rel=1e-5)
+    hits = [logits[i].argmax() == labels[i] for i in ((0, 0), (0, 2), (1, 2))]
+    assert list(correct[counted]) == hits and int(correct.sum()) == sum(hits)
+    gradient = jax.grad(lambda logits: score(logits, labels).loss_nats.sum())(logits)
+    assert np.all(gradient[~counted] == 0) and np.all(np.abs(gradient[counted]).max(-1) > 0)
+
+
+def test_a_step_and_an_evaluation_leave_out_what_is_ignored():
+    data = toy_data(16)
+    half = data._replace(labels=np.where(np.arange(16) < 8, data.labels, IGNORED))
+    variables = initial_state().variables
+    step = make_eval_step(MODEL)
+    some = evaluate(step, variables, half, batch_size=16)
+    first = evaluate(step, variables, Dataset(*(leaf[:8] for leaf in data)), batch_size=8)
+    for name in ("loss_nats", "accuracy"):
+        assert some[name] == pytest.approx(first[name], rel=1e-4)
+    _, metrics = STEP(initial_state(), half, 0.0, penalize=False)
+    _, whole = STEP(initial_state(), data, 0.0, penalize=False)
+    _, rest = STEP(
+        initial_state(),
+        data._replace(labels=np.where(np.arange(16) < 8, IGNORED, data.labels)),
+        0.0,
+        penalize=False,
+    )
+    both = (float(metrics["loss_nats"]) + float(rest["loss_nats"])) / 2
+    assert float(whole["loss_nats"]) == pytest.approx(both, rel=1e-4)

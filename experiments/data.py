@@ -1,0 +1,175 @@
+"""What a run learns from: one dataclass of configuration a data set, and the task built from it."""
+
+import dataclasses
+import math
+from typing import Literal, Protocol
+
+import numpy as np
+
+from jdeq.data import (
+    CIFAR10,
+    MNIST,
+    SVHN,
+    Corpus,
+    Dataset,
+    ImageBatches,
+    PadCropFlip,
+    ShuffledBatches,
+    ShuffledWindows,
+    load_corpus,
+    load_digits,
+    load_stdlib,
+    open_images,
+    windows,
+)
+
+
+class Batches(Protocol):
+    """Batches of training data by position, see `jdeq.data.ShuffledBatches`."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def batches_per_epoch(self) -> int: ...
+    def __call__(self, position: int) -> Dataset: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Training batches and test examples; how many classes (or tokens) there are to tell apart."""
+
+    batches: Batches
+    test: Dataset
+    classes: int
+    bytes_per_token: float | None = None
+    """Of the test text; None where the examples are not text."""
+
+    @property
+    def quality(self) -> Literal["accuracy", "bits_per_byte"]:
+        """The measure that runs are compared by."""
+        return "accuracy" if self.bytes_per_token is None else "bits_per_byte"
+
+    @property
+    def test_batch_size(self) -> int:
+        """Test examples evaluated at once."""
+        return min(len(self.test.labels), 4 * self.batches.batch_size)
+
+    @property
+    def items(self) -> tuple[str, int]:
+        """What throughput counts, and how many a batch has."""
+        if self.bytes_per_token is None:
+            return "examples", self.batches.batch_size
+        return "tokens", self.batches.batch_size * self.test.labels.shape[1]
+
+    def measures(self, means: dict[str, float]) -> dict[str, float]:
+        """The means of `jdeq.training.evaluate` on the test examples, for text with bits per
+        byte.
+        """
+        if self.bytes_per_token is None:
+            return means
+        return means | {"bits_per_byte": means["loss_nats"] / math.log(2) / self.bytes_per_token}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitsData:
+    """The digits and how they are batched."""
+
+    test_fraction: float = 0.2
+    """Share of the images held out."""
+    split_seed: int = 0
+    """Which split; apart from the run's seed, so that seeds share a test set."""
+    batch_size: int = 96
+    max_shift: int = 0
+    """Augmentation: each training image moved by up to so many pixels."""
+
+    def build(self, seed: int) -> Task:
+        """Shuffled by ``seed``."""
+        digits = load_digits(test_fraction=self.test_fraction, seed=self.split_seed)
+        batches = ShuffledBatches(
+            data=digits.train,
+            batch_size=self.batch_size,
+            seed=seed,
+            max_shift=self.max_shift,
+            background=digits.background,
+        )
+        return Task(batches=batches, test=digits.test, classes=10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSetData:
+    """A small image set of tensorflow-datasets, held in memory; see `jdeq.data.open_images`."""
+
+    name: Literal["cifar10", "svhn_cropped", "mnist"]
+    data_dir: str = "data"
+    """Where it was prepared."""
+    batch_size: int
+    augment: bool = True
+    """Training images are padded by 4, cropped at random, and mirrored half of the time."""
+
+    def build(self, seed: int) -> Task:
+        """Shuffled and augmented by ``seed``."""
+        (images,) = [images for images in (CIFAR10, SVHN, MNIST) if images.name == self.name]
+        train, test = (open_images(images, s, data_dir=self.data_dir) for s in ("train", "test"))
+        batches = ImageBatches(
+            source=list(train),
+            images=images,
+            batch_size=self.batch_size,
+            recipe=PadCropFlip() if self.augment else None,
+            seed=seed,
+        )
+        return Task(batches=batches, test=images.normalise(test), classes=images.classes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StdlibData:
+    """The Python standard library's own source files as bytes, in shuffled windows."""
+
+    length: int
+    """Bytes in a window."""
+    batch_size: int = 16
+    split_seed: int = 0
+    """Which files are held out; apart from the run's seed, so that seeds share a test set."""
+    test_windows: int | None = 64
+    """How many windows of the test text are evaluated, spread over it; None: all."""
+
+    def build(self, seed: int) -> Task:
+        """Shuffled by ``seed``."""
+        return _text(self, load_stdlib(seed=self.split_seed), seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusData:
+    """A folder of train, valid and test text, in shuffled windows; see `jdeq.data.load_corpus`."""
+
+    directory: str
+    """Where the files are."""
+    tokenizer: str | None = None
+    """A tokenizer.json, whose subwords are the tokens; None: words."""
+    length: int
+    """Tokens in a window."""
+    batch_size: int = 32
+    test_windows: int | None = None
+    """How many windows of the test text are evaluated, spread over it; None: all."""
+
+    def build(self, seed: int) -> Task:
+        """Shuffled by ``seed``."""
+        return _text(self, load_corpus(self.directory, tokenizer=self.tokenizer), seed)
+
+
+def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
+    batches = ShuffledWindows(
+        tokens=corpus.train, length=data.length, batch_size=data.batch_size, seed=seed
+    )
+    test = windows(corpus.test, data.length)
+    if data.test_windows is not None:
+        rows = len(test.labels)
+        if not 1 <= data.test_windows <= rows:
+            raise ValueError(f"data.test_windows must be in 1..{rows}; got {data.test_windows}")
+        spread = np.linspace(0, rows - 1, data.test_windows).astype(int)
+        test = Dataset(*(leaf[spread] for leaf in test))
+    return Task(
+        batches=batches,
+        test=test,
+        classes=corpus.vocab_size,
+        bytes_per_token=corpus.bytes_per_token.test,
+    )

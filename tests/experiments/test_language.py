@@ -1,0 +1,66 @@
+"""A run on text from the command line: bits per byte in the records, the report, the tables."""
+
+import json
+import math
+
+import pytest
+
+from experiments import compare, evaluate, train
+from jdeq.training import read_metrics
+
+SMALL = (
+    "--model.length 16 --model.width 8 --model.heads 2 --data.length 16 --data.batch-size 2 "
+    "--data.test-windows 4 --loop.steps 4 --loop.test-every 2 --loop.spectrum-every 4 "
+    "--loop.spectrum-examples 1 --loop.budgets 4 --loop.rtols 0.1 --optimizer.warmup-steps 1 "
+    "--solver.max-steps 2"
+).split()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "text"
+    assert train.main(["stdlib_revdeq_lm", "--workdir", str(workdir), *SMALL]) == 0
+    return workdir
+
+
+@pytest.mark.xdist_group("language")
+def test_bits_per_byte_are_the_loss_in_base_two(finished, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    budget, tolerance = report["test"]
+    for row in (budget, tolerance):
+        assert row["bits_per_byte"] == pytest.approx(row["loss_nats"] / math.log(2))
+    assert 6 < budget["bits_per_byte"] < 9  # all but untrained: 8 bits
+    assert budget["nfe_forward"] == 4
+    assert "| stop | bits per byte | accuracy |" in (finished / "report.md").read_text()
+    tested = [r for r in read_metrics(finished / "metrics.jsonl") if r["kind"] == "test"]
+    assert [r["step"] for r in tested] == [2, 4] and all("bits_per_byte" in r for r in tested)
+    assert evaluate.main(["--workdir", str(finished), "--budgets", "4", "--rtols"]) == 0
+    assert f"{budget['bits_per_byte']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.xdist_group("language")
+def test_throughput_counts_tokens(finished):
+    records = read_metrics(finished / "metrics.jsonl")
+    for record in (r for r in records if r["kind"] == "train"):
+        assert record["tokens_per_second"] == pytest.approx(2 * 16 / record["step_seconds"])
+
+
+@pytest.mark.xdist_group("language")
+def test_compare_tells_text_from_images(finished, tmp_path, capsys):
+    assert compare.run(compare.Arguments(workdirs=(finished,))) == 0
+    assert "bits per byte, mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.vocab-size", "100"], "model.vocab_size must be 256, that of the data; got 100"),
+        (["--data.length", "0"], "length must be >= 1; got 0"),
+        (["--model.length", "64"], "tokens must have at most config.length=64 a row; got 128"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, message, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train.main(["stdlib_revdeq_lm", "--workdir", str(workdir), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not workdir.exists()

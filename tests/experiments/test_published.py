@@ -1,0 +1,105 @@
+"""Runs whose data cannot be downloaded here: built, and trained for a step, on stand-ins."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from experiments import train
+from experiments.build import build
+from experiments.config import OptimizerConfig
+from experiments.config_files import load_run
+
+
+@pytest.fixture
+def stand_in(prepared, tmp_path):
+    """``stand_in(config)``: the same run on data that is here."""
+
+    def replace(config):
+        if hasattr(config.data, "data_dir"):
+            return data(config, data_dir=str(prepared(config.data.name)))
+        if not hasattr(config.data, "directory"):
+            return config
+        for split in ("train", "valid", "test"):
+            lines = (f"the {i} th line of the {split} text . \n" for i in range(2000))
+            (tmp_path / f"wiki.{split}.raw").write_text("".join(lines))
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+        made.train([str(tmp_path / "wiki.train.raw")], trainer)
+        made.save(str(tmp_path / "tokenizer.json"))
+        return data(config, directory=str(tmp_path), tokenizer=str(tmp_path / "tokenizer.json"))
+
+    return replace
+
+
+def data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+NAMES = ("cifar10_revdeq", "wikitext103_revdeq")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds(name, stand_in):
+    run = build(stand_in(load_run(name)))
+    assert run.task.batches.batches_per_epoch > 0
+    assert 0 < run.task.test_batch_size <= len(run.task.test.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_one_training_step(name, stand_in):
+    """The published model, one example at a time: loss of chance, a gradient, a finite update."""
+    run = build(data(stand_in(load_run(name)), batch_size=1))
+    state = run.initial_state()
+    before = jax.device_get(state.params)
+    state, metrics = run.train_step(run.model)(state, run.task.batches(0), 0.0, penalize=False)
+    outputs = getattr(run.config.model, "vocab_size", None) or run.config.model.num_classes
+    assert 0 < metrics["loss_nats"] < 2 * math.log(outputs)
+    assert metrics["grad_norm"] > 0 and metrics["count_skipped"] == 0
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
+    assert all(0 < size < 1 for size in jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cifar10_revdeq", ["--data.data-dir", "nowhere"], "prepare"),
+        ("wikitext103_revdeq", ["--data.directory", "nowhere"], "nowhere"),
+    ],
+)
+def test_missing_data_is_one_error(name, options, message, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train.main([name, "--workdir", str(workdir), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not workdir.exists()
+
+
+def test_the_learning_rate_falls_on_a_plateau():
+    """By the optimiser's updates for a constant gradient: Adam's step is the learning rate."""
+    config = OptimizerConfig(
+        learning_rate=0.1,
+        schedule="plateau",
+        warmup_steps=0,
+        plateau_steps=2,
+        plateau_patience=2,
+        plateau_factor=0.5,
+    )
+    rate, optimizer = config.build(total_steps=20)
+    params = {"w": np.zeros(3, np.float32)}
+    state, sizes = optimizer.init(params), []
+    for _ in range(12):
+        updates, state = optimizer.update({"w": np.ones(3)}, state, params, value=1.0)
+        sizes.append(float(-updates["w"][0]))
+    assert rate(7) == pytest.approx(0.1)
+    assert sizes[0] == pytest.approx(0.1, rel=1e-3)
+    ratios = [b / a for a, b in zip(sizes, sizes[1:], strict=False)]
+    falls = [i for i, ratio in enumerate(ratios) if ratio < 0.9]
+    assert falls and all(ratios[i] == pytest.approx(0.5, rel=1e-3) for i in falls)
+    assert sizes[-1] <= 0.05
