@@ -113,7 +113,7 @@ def _build(config: ExperimentConfig) -> Run:
 def _check_fit(config: ExperimentConfig, task: Task) -> None:
     """Refuse a model that cannot read the data's inputs, or has another number of outputs."""
     text = isinstance(config.model, RevDEQLMConfig)
-    if text != (task.bytes_per_token is not None):
+    if text != (task.text is not None):
         kind = type(config.model).__name__
         raise ConfigError(f"data must be {'text' if text else 'images'} for a {kind}")
     name = "vocab_size" if text else "num_classes"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,6 +34,14 @@ class Batches(Protocol):
     def __call__(self, position: int) -> Dataset: ...
 
 
+class TextUnits(NamedTuple):
+    """What a token of the test text is, see `jdeq.data.Corpus`."""
+
+    unit: Literal["byte", "word", "subword"]
+    bytes_per_token: float
+    words_per_token: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """Training batches and test examples; how many classes (or tokens) there are to tell apart."""
@@ -41,13 +49,13 @@ class Task:
     batches: Batches
     test: Dataset
     classes: int
-    bytes_per_token: float | None = None
-    """Of the test text; None where the examples are not text."""
+    text: TextUnits | None = None
+    """None where the examples are not text."""
 
     @property
     def quality(self) -> Literal["accuracy", "bits_per_byte"]:
         """The measure that runs are compared by."""
-        return "accuracy" if self.bytes_per_token is None else "bits_per_byte"
+        return "accuracy" if self.text is None else "bits_per_byte"
 
     @property
     def test_batch_size(self) -> int:
@@ -57,17 +65,23 @@ class Task:
     @property
     def items(self) -> tuple[str, int]:
         """What throughput counts, and how many a batch has."""
-        if self.bytes_per_token is None:
+        if self.text is None:
             return "examples", self.batches.batch_size
         return "tokens", self.batches.batch_size * self.test.labels.shape[1]
 
     def measures(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of `jdeq.training.evaluate` on the test examples, for text with bits per
-        byte.
+        """The means of `jdeq.training.evaluate` on the test examples; for text with bits per byte,
+        and, where a token is not a byte, perplexities that say what they are per.
         """
-        if self.bytes_per_token is None:
+        if self.text is None:
             return means
-        return means | {"bits_per_byte": means["loss_nats"] / math.log(2) / self.bytes_per_token}
+        nats, text = means["loss_nats"], self.text
+        units = {"bits_per_byte": nats / math.log(2) / text.bytes_per_token}
+        if text.unit != "byte":
+            units["word_perplexity"] = float(np.exp(nats / text.words_per_token))
+        if text.unit == "subword":
+            units["subword_perplexity"] = float(np.exp(nats))
+        return means | units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,5 +185,5 @@ def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
         batches=batches,
         test=test,
         classes=corpus.vocab_size,
-        bytes_per_token=corpus.bytes_per_token.test,
+        text=TextUnits(corpus.unit, corpus.bytes_per_token.test, corpus.words_per_token.test),
     )

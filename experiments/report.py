@@ -23,6 +23,8 @@ TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
 _COLUMNS = {  # of a measure: its heading and its format
     "bits_per_byte": ("bits per byte", ".3f"),
+    "word_perplexity": ("perplexity a word", ".2f"),
+    "subword_perplexity": ("perplexity a subword", ".2f"),
     "accuracy": ("accuracy", ".2%"),
     "nfe_forward": ("mean nfe", ".2f"),
     "residual_mean": ("mean residual", ".1e"),

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from experiments import compare, evaluate, train
+from experiments.data import Task, TextUnits
 from jdeq.training import read_metrics
 
 SMALL = (
@@ -64,3 +65,20 @@ def test_what_does_not_fit_is_refused(options, message, tmp_path, capsys):
     assert train.main(["stdlib_revdeq_lm", "--workdir", str(workdir), *options]) == 2
     assert message in capsys.readouterr().err
     assert not workdir.exists()
+
+
+def test_perplexities_say_what_they_are_per():
+    """By hand: 2 nats a token, 4 bytes and 0.8 words in it."""
+
+    def measures(unit, words):
+        task = Task(batches=None, test=None, classes=9, text=TextUnits(unit, 4.0, words))
+        found = task.measures({"loss_nats": 2.0})
+        assert found.pop("bits_per_byte") == pytest.approx(2 / 0.6931472 / 4)
+        assert found.pop("loss_nats") == 2.0
+        return found
+
+    assert measures("byte", 0.1) == {}
+    assert measures("word", 1.0) == pytest.approx({"word_perplexity": 7.3890561})
+    assert measures("subword", 0.8) == pytest.approx(
+        {"word_perplexity": 12.1824940, "subword_perplexity": 7.3890561}
+    )
