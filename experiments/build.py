@@ -80,6 +80,8 @@ def _build(config: ExperimentConfig) -> Run:
                 raise ConfigError(f"{part}.{name} must be >= {least}; got {value}")
     if not config.loop.rtols or not all(0 < rtol < 1 for rtol in config.loop.rtols):
         raise ConfigError(f"loop.rtols must lie in (0, 1); got {config.loop.rtols}")
+    if config.seed < 0:
+        raise ConfigError(f"seed must be >= 0; got {config.seed}")
     if config.pretrain.steps >= config.loop.steps:
         raise ConfigError(
             f"pretrain.steps must be < {config.loop.steps}, the length of the run; "

@@ -14,7 +14,13 @@ import tyro
 from experiments import workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.config_files import read_config
+from experiments.config_files import flatten, read_config
+
+_QUALITIES = {  # scale, name and digits of the measure that a task is judged by
+    "word_perplexity": (1, "perplexity a word", 2),
+    "bits_per_byte": (1, "bits per byte", 3),
+    "accuracy": (100, "accuracy in %", 2),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,9 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Read the reports, print one row a configuration."""
     groups: dict[ExperimentConfig, list[dict]] = {}
+    repeated = {d for d in arguments.workdirs if arguments.workdirs.count(d) > 1}
+    if repeated:
+        raise ConfigError(f"workdirs must differ; got {repeated.pop()} more than once")
     for directory in arguments.workdirs:
         config = read_config(directory / workdir.CONFIG_FILE)
         report = workdir.read_report(directory)
@@ -36,23 +45,26 @@ def run(arguments: Arguments) -> int:
                 f"{directory} holds no finished run: {workdir.REPORT_FILE} is missing"
             )
         groups.setdefault(dataclasses.replace(config, seed=0), []).append(report)
-    first = [reports[0]["test"][0] for reports in groups.values()]
-    quality = "bits_per_byte" if "bits_per_byte" in first[0] else "accuracy"
-    if any(("bits_per_byte" in row) != (quality == "bits_per_byte") for row in first):
-        raise ConfigError("workdirs must hold runs on text, or on images, not both")
+    data = {report["data"] for reports in groups.values() for report in reports}
+    if len(data) > 1:
+        raise ConfigError(
+            f"workdirs must hold runs on the same data; got {len(data)}: {', '.join(sorted(data))}"
+        )
+    row = next(iter(groups.values()))[0]["test"][0]
+    quality = next(name for name in _QUALITIES if name in row)
     stops = list(
         dict.fromkeys(row["stop"] for (report, *_) in groups.values() for row in report["test"])
     )
-    scale, unit, digits = {
-        "accuracy": (100, "accuracy in %", 2),
-        "bits_per_byte": (1, "bits per byte", 3),
-    }[quality]
+    scale, unit, digits = _QUALITIES[quality]
     print(f"{unit}, mean +- standard deviation over seeds\n")
-    heads = ["solver", "gradient", "gamma", "seeds", *stops]
+    others = _differing([config for config in groups])
+    heads = ["solver", "gradient", "gamma", *others, "seeds", *stops]
     heads += ["nfe at the last", "spectral radius", "train s"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for config, reports in groups.items():
         cells = [config.solver.kind, config.gradient.kind, f"{config.regularizer.gamma:g}"]
+        fields = flatten(dataclasses.asdict(config))
+        cells += [str(fields.get(name, "")) for name in others]
         cells.append(", ".join(str(report["seed"]) for report in reports))
         rows = [{row["stop"]: row for row in report["test"]} for report in reports]
         for stop in stops:  # a solver may have no row at some stop
@@ -65,9 +77,17 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+def _differing(configs: Sequence[ExperimentConfig]) -> list[str]:
+    """The fields in which the configurations differ, besides those that have a column."""
+    shown = ("solver.kind", "gradient.kind", "regularizer.gamma")
+    flat = [flatten(dataclasses.asdict(config)) for config in configs]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    return [n for n in names if n not in shown and len({str(f.get(n)) for f in flat}) > 1]
+
+
 def _spread(values: Sequence[float], digits: int = 2) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {deviation:.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
 """The one configuration system: nested frozen dataclasses, and what is built from them.
 
 A run is a file in experiments/configs/ holding ``CONFIG``, an `ExperimentConfig`. Strings such as
-a solver's kind become jdeq objects here and nowhere else. A field that is None takes the default
-of the object it belongs to; one that the chosen kind does not have must be None.
+a solver's kind become jdeq objects here (those of the data in data.py) and nowhere else. A field
+that is None takes the default of the object it belongs to; one that the chosen kind does not have
+must be None.
 """
 
 import dataclasses
@@ -98,16 +99,34 @@ class OptimizerConfig:
     """After the warm-up: half a cosine to 0; as it is; times ``plateau_factor`` whenever the
     training loss has not improved."""
     warmup_steps: int = 50
-    plateau_factor: float = 0.5
-    plateau_patience: int = 10
-    """Observations without improvement, each the mean loss of ``plateau_steps`` steps."""
-    plateau_steps: int = 100
+    plateau_factor: float | None = None
+    """plateau: what the learning rate is multiplied by, in (0, 1)."""
+    plateau_patience: int | None = None
+    """plateau: observations without improvement, each the mean loss of ``plateau_steps`` steps."""
+    plateau_steps: int | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
 
     def build(self, *, total_steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
         """The learning rate by step, and the optimiser that follows it."""
+
+        plateau = {
+            "plateau_factor": self.plateau_factor,
+            "plateau_patience": self.plateau_patience,
+            "plateau_steps": self.plateau_steps,
+        }
+        for name, value in plateau.items():
+            if (value is None) == (self.schedule == "plateau"):
+                rule = "be given with" if value is None else "be None without"
+                raise ConfigError(f"optimizer.{name} must {rule} the schedule plateau; got {value}")
+        for name in ("plateau_patience", "plateau_steps"):
+            if plateau[name] is not None and plateau[name] < 1:
+                raise ConfigError(f"optimizer.{name} must be >= 1; got {plateau[name]}")
+        if self.plateau_factor is not None and not 0 < self.plateau_factor < 1:
+            raise ConfigError(
+                f"optimizer.plateau_factor must lie in (0, 1); got {self.plateau_factor}"
+            )
 
         def make():
             options = {"peak": self.learning_rate, "warmup_steps": self.warmup_steps}
@@ -120,9 +139,9 @@ class OptimizerConfig:
                 update = optax.chain(
                     update,
                     optax.contrib.reduce_on_plateau(
-                        factor=self.plateau_factor,
-                        patience=self.plateau_patience,
-                        accumulation_size=self.plateau_steps,
+                        factor=plateau["plateau_factor"],
+                        patience=plateau["plateau_patience"],
+                        accumulation_size=plateau["plateau_steps"],
                     ),
                 )
             return schedule, update

@@ -33,7 +33,7 @@ def load_run(name: str) -> ExperimentConfig:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Lines "field: ours, theirs" for every leaf in which two configurations differ."""
-    one, two = _flatten(ours), _flatten(theirs)
+    one, two = flatten(ours), flatten(theirs)
     missing = "(not there)"
     return [
         f"{name}: {one.get(name, missing)!s} here, {two.get(name, missing)!s} in the workdir"
@@ -56,13 +56,14 @@ def read_config(path: pathlib.Path) -> ExperimentConfig:
         raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, ``{"solver.depth": 3, ...}``."""
     if not isinstance(tree, dict):
         return {prefix: list(tree) if isinstance(tree, tuple) else tree}
     return {
         name: value
         for key, child in tree.items()
-        for name, value in _flatten(child, f"{prefix}.{key}" if prefix else key).items()
+        for name, value in flatten(child, f"{prefix}.{key}" if prefix else key).items()
     }
 
 

@@ -1,6 +1,7 @@
 """What a run learns from: one dataclass of configuration a data set, and the task built from it."""
 
 import dataclasses
+import hashlib
 import math
 from typing import Literal, NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from jdeq.data import (
     CIFAR10,
+    IGNORED,
     MNIST,
     SVHN,
     Corpus,
@@ -35,11 +37,20 @@ class Batches(Protocol):
 
 
 class TextUnits(NamedTuple):
-    """What a token of the test text is, see `jdeq.data.Corpus`."""
+    """What a token of the test examples is, see `jdeq.data.Corpus`."""
 
     unit: Literal["byte", "word", "subword"]
     bytes_per_token: float
     words_per_token: float
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Twelve hexadecimal digits that tell one set of data from another."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +60,23 @@ class Task:
     batches: Batches
     test: Dataset
     classes: int
+    data: str
+    """The `fingerprint` of what is trained and tested on."""
     text: TextUnits | None = None
     """None where the examples are not text."""
 
     @property
-    def quality(self) -> Literal["accuracy", "bits_per_byte"]:
+    def quality(self) -> Literal["accuracy", "bits_per_byte", "word_perplexity"]:
         """The measure that runs are compared by."""
-        return "accuracy" if self.text is None else "bits_per_byte"
+        if self.text is None:
+            return "accuracy"
+        return "word_perplexity" if self.text.unit == "word" else "bits_per_byte"
 
     @property
     def test_batch_size(self) -> int:
-        """Test examples evaluated at once."""
-        return min(len(self.test.labels), 4 * self.batches.batch_size)
+        """Test examples evaluated at once; few of a text, whose logits are the larger."""
+        rows = self.batches.batch_size * (4 if self.text is None else 1)
+        return min(len(self.test.labels), rows)
 
     @property
     def items(self) -> tuple[str, int]:
@@ -70,13 +86,17 @@ class Task:
         return "tokens", self.batches.batch_size * self.test.labels.shape[1]
 
     def measures(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of `jdeq.training.evaluate` on the test examples; for text with bits per byte,
-        and, where a token is not a byte, perplexities that say what they are per.
+        """The means of `jdeq.training.evaluate` on the test examples, for text in its units.
+
+        Bits per byte, but not for words: a rare one is replaced by a token that does not say which
+        it was. Where a token is not a byte, perplexities that say what they are per.
         """
         if self.text is None:
             return means
         nats, text = means["loss_nats"], self.text
-        units = {"bits_per_byte": nats / math.log(2) / text.bytes_per_token}
+        units = {}
+        if text.unit != "word":
+            units["bits_per_byte"] = nats / math.log(2) / text.bytes_per_token
         if text.unit != "byte":
             units["word_perplexity"] = float(np.exp(nats / text.words_per_token))
         if text.unit == "subword":
@@ -106,7 +126,8 @@ class DigitsData:
             max_shift=self.max_shift,
             background=digits.background,
         )
-        return Task(batches=batches, test=digits.test, classes=10)
+        data = fingerprint(*digits.train, *digits.test)
+        return Task(batches=batches, test=digits.test, classes=10, data=data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,21 +138,29 @@ class ImageSetData:
     data_dir: str = "data"
     """Where it was prepared."""
     batch_size: int
-    augment: bool = True
+    augment: bool = False
     """Training images are padded by 4, cropped at random, and mirrored half of the time."""
 
     def build(self, seed: int) -> Task:
         """Shuffled and augmented by ``seed``."""
+        if self.augment and self.name != "cifar10":
+            raise ValueError(
+                f"data.augment must be False for {self.name}, whose digits have no mirror images; "
+                "got True"
+            )
         (images,) = [images for images in (CIFAR10, SVHN, MNIST) if images.name == self.name]
         train, test = (open_images(images, s, data_dir=self.data_dir) for s in ("train", "test"))
+        examples, tested = list(train), images.normalise(test)
         batches = ImageBatches(
-            source=list(train),
+            source=examples,
             images=images,
             batch_size=self.batch_size,
             recipe=PadCropFlip() if self.augment else None,
             seed=seed,
         )
-        return Task(batches=batches, test=images.normalise(test), classes=images.classes)
+        seen = np.stack([example.image for example in examples])
+        data = fingerprint(seen, np.stack([example.label for example in examples]), *tested)
+        return Task(batches=batches, test=tested, classes=images.classes, data=data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +205,7 @@ def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
     )
     test = windows(corpus.test, data.length)
     if data.test_windows is not None:
-        rows = len(test.labels)
+        rows = int((test.labels[:, -1] != IGNORED).sum())  # the last may be filled up
         if not 1 <= data.test_windows <= rows:
             raise ValueError(f"data.test_windows must be in 1..{rows}; got {data.test_windows}")
         spread = np.linspace(0, rows - 1, data.test_windows).astype(int)
@@ -185,5 +214,15 @@ def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
         batches=batches,
         test=test,
         classes=corpus.vocab_size,
-        text=TextUnits(corpus.unit, corpus.bytes_per_token.test, corpus.words_per_token.test),
+        data=fingerprint(corpus.train, *test),
+        text=_units(corpus, test.labels[test.labels != IGNORED]),
     )
+
+
+def _units(corpus: Corpus, labels: np.ndarray) -> TextUnits:
+    """Counted over the labels that are scored, not over the whole text they were chosen from."""
+    if corpus.unit == "subword":
+        text = corpus.decode(labels)
+        words = len(text.split()) + text.count("\n")
+        return TextUnits("subword", len(text.encode()) / len(labels), words / len(labels))
+    return TextUnits(corpus.unit, corpus.bytes_per_token.test, corpus.words_per_token.test)

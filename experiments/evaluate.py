@@ -30,7 +30,8 @@ class Arguments:
     """Hard stops: the state after exactly so many evaluations of the cell; None: those of the run's
     report."""
     rtols: tuple[float, ...] | None = None
-    """Tolerances that each sample is solved to, in at most 50 evaluations; None: as above."""
+    """Tolerances that each sample is solved to, in at most 50 evaluations (50 steps of
+    NewtonKrylov); None: as above."""
 
 
 def run(arguments: Arguments) -> int:
@@ -51,6 +52,19 @@ def run(arguments: Arguments) -> int:
     if restored is None:
         raise CheckpointError(f"no checkpoints in {checkpoints.directory}")
     budgets, rtols = arguments.budgets, arguments.rtols
+    per_step = report.evaluations_per_step(trained.model.solver)
+    missed = [b for b in budgets or () if per_step is None or b % per_step]
+    if missed:
+        rule = "empty, its steps differ" if per_step is None else f"multiples of {per_step}"
+        raise ConfigError(f"budgets must be {rule} for {trained.model.solver}; got {missed[0]}")
+    if budgets == () and rtols == ():
+        raise ConfigError("budgets and rtols must not both be empty")
+    if restored.extra["data"] != trained.task.data:
+        console.print(
+            f"warning: trained on other data ({restored.extra['data']}) than is evaluated on here "
+            f"({trained.task.data})",
+            soft_wrap=True,
+        )
     rows = report.evaluate_at(
         trained.model,
         restored.state.variables,

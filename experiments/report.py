@@ -1,6 +1,7 @@
 """The end of a run: its numbers as a table, JSON and Markdown, and its pictures."""
 
 import json
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -88,6 +89,7 @@ def write(
         "steps": int(state.step),
         "train_seconds": round(train_seconds, 1),
         "seed": run.config.seed,
+        "data": run.task.data,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_skipped": int(state.skipped),
         "step_temporary_mib": _temporary_mib(run, state),
@@ -95,7 +97,8 @@ def write(
             r["step_seconds"] for r in records if r["kind"] == "train"
         ),
         "nfe_backward": by_kind["train"][-1]["nfe_backward"],
-        "spectral_radius_mean": by_kind["spectrum"][-1]["spectral_radius_mean"],
+        # null in the records where it was not finite
+        "spectral_radius_mean": by_kind["spectrum"][-1]["spectral_radius_mean"] or math.nan,
         "test": rows,
     }
     draw(run, state, records, rows, directory)
@@ -165,8 +168,10 @@ def draw(
     figure, axes = _figure(2)
     plots.loss_curve(records, ax=axes[0])
     quality = run.task.quality
-    curve = plots.accuracy_curve if quality == "accuracy" else plots.bits_per_byte_curve
-    curve(records, ax=axes[1])
+    if quality == "accuracy":
+        plots.accuracy_curve(records, ax=axes[1])
+    else:
+        plots.text_curve(records, ax=axes[1], quality=quality)
     figure.savefig(directory / "training.png")
 
     figure, axes = _figure(3)
@@ -189,7 +194,7 @@ def _figure(panels: int) -> tuple[Figure, Any]:
 
 
 def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
-    """Residual by evaluation on the test examples (and positions), with the run's solver."""
+    """Residual by step on some of the test examples (and positions), with the run's solver."""
 
     @jax.jit
     def solve(variables, inputs):

@@ -24,6 +24,7 @@ from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
 from jdeq.diagnostics import spectral_radius
 from jdeq.training import (
+    CheckpointError,
     Checkpoints,
     JsonLines,
     Loop,
@@ -92,8 +93,14 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
         start = int(state.step)
         if restored is None:
             workdir.refuse_lost_checkpoints(directory, config.loop.save_every)
-        about = {"config": dataclasses.asdict(config), "train_seconds": 0.0}
+        about = {"data": run.task.data, "train_seconds": 0.0}
         extra = restored.extra if restored else about
+        if extra["data"] != run.task.data:
+            raise CheckpointError(
+                f"{directory} was trained on other data: {extra['data']}, here it is "
+                f"{run.task.data} (another version of Python has another standard library); "
+                "nothing was changed"
+            )
         if restored:
             say(f"resuming {directory} at step {start} of {run.total_steps}")
         sinks = [

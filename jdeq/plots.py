@@ -13,6 +13,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 Record = dict[str, Any]
+_QUALITIES = {
+    "accuracy": (100, "accuracy (%)"),
+    "bits_per_byte": (1, "bits per byte"),
+    "word_perplexity": (1, "perplexity a word"),
+}
 
 
 def series(
@@ -41,10 +46,15 @@ def accuracy_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
     return _finish(ax, "error (%)")
 
 
-def bits_per_byte_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
-    """Bits per byte of the test text over steps."""
-    ax.plot(*series(records, "test", "bits_per_byte"), label="test", lw=1.5, marker="o", ms=3)
-    return _finish(ax, "bits per byte")
+def text_curve(
+    records: Sequence[Record],
+    *,
+    ax: Axes,
+    quality: Literal["bits_per_byte", "word_perplexity"] = "bits_per_byte",
+) -> Axes:
+    """Bits per byte, or perplexity a word, of the test text over steps."""
+    ax.plot(*series(records, "test", quality), label="test", lw=1.5, marker="o", ms=3)
+    return _finish(ax, _QUALITIES[quality][1])
 
 
 def nfe_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
@@ -107,13 +117,11 @@ def budget_curve(
     *,
     ax: Axes,
     label: str = "test",
-    quality: Literal["accuracy", "bits_per_byte"] = "accuracy",
+    quality: Literal["accuracy", "bits_per_byte", "word_perplexity"] = "accuracy",
 ) -> Axes:
-    """Accuracy in percent, or bits per byte, at hard stops: rows with "budget" and ``quality``."""
+    """``quality`` (accuracy in percent) at hard stops: rows with "budget" and that measure."""
     budgets = [row["budget"] for row in rows]
-    scale, name = {"accuracy": (100, "accuracy (%)"), "bits_per_byte": (1, "bits per byte")}[
-        quality
-    ]
+    scale, name = _QUALITIES[quality]
     ax.plot(budgets, [scale * row[quality] for row in rows], marker="o", ms=4, label=label)
     ax.set_xticks(budgets)
     return _finish(ax, name, "evaluations of the cell, hard stop")

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 import jdeq
 from jdeq import Status
 
+
 BATCH, LENGTH, WIDTH = 2, 12, 8
 IMPLICIT = jdeq.Implicit()
 CAUSAL = {"picard": jdeq.Picard(), "anderson": jdeq.Anderson(), "broyden": jdeq.Broyden()}
@@ -50,6 +51,7 @@ def _solve(params, z0, x, *, solver, max_steps, rtol=1e-9, causal=True, gradient
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("optimized")  # the program that users run
 @pytest.mark.filterwarnings("ignore:.*below the resolution")
 @pytest.mark.parametrize("gradient", [jdeq.Implicit(), jdeq.Unrolled()], ids=repr)
 @pytest.mark.parametrize("budget", [3, 6, 12])

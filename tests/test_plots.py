@@ -25,7 +25,6 @@ RECORDS = [
     [
         plots.loss_curve,
         plots.accuracy_curve,
-        plots.bits_per_byte_curve,
         plots.nfe_curve,
         plots.residual_curve,
         plots.spectral_radius_curve,
@@ -34,7 +33,7 @@ RECORDS = [
 def test_curves(draw):
     ax = Figure().subplots()
     assert draw(RECORDS, ax=ax) is ax
-    assert ax.get_ylabel() and ax.get_xlabel() == "step" and len(ax.get_lines()) >= 1
+    assert ax.get_ylabel() and ax.get_xlabel() == "step" and len(ax.get_lines()) >= 2
     ax.figure.canvas.draw()
 
 
@@ -59,6 +58,12 @@ def test_budget_curve():
     rows = [{"budget": k, "accuracy": k / 6} for k in range(1, 7)]
     assert plots.budget_curve(rows, ax=ax) is ax
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[-1], 100.0)
+
+
+def test_text_curve():
+    ax = Figure().subplots()
+    assert plots.text_curve(RECORDS, ax=ax) is ax
+    assert ax.get_ylabel() == "bits per byte" and ax.get_lines()[0].get_ydata()[0] == 0.4
 
 
 def test_budget_curve_of_text():

@@ -16,6 +16,7 @@ from experiments.bench.harness import count
 from experiments.bench.problems import transformer_cell
 from jdeq import Reversible, ReversibleGradient, Status, Unrolled
 
+
 NO_ANCHORS = ReversibleGradient(rtol=1e30)
 
 
@@ -39,6 +40,7 @@ def _gradients(case, beta, rule, dtype, steps, rtol=0.0, **options):
         return jax.tree.map(np.asarray, run(params, z0, x))
 
 
+@pytest.mark.usefixtures("optimized")  # the program that users run
 @pytest.mark.parametrize("name", ["tanh", "expansive", "pytree"])
 @pytest.mark.parametrize(("beta", "steps"), [(0.5, 3), (0.5, 40), (0.8, 17), (1.4, 9), (0.95, 12)])
 def test_float32_gradient_is_that_of_the_steps(name, beta, steps):

@@ -21,7 +21,7 @@ from experiments.data import ImageSetData
 from jdeq.models import REVDEQ_CIFAR
 
 CONFIG = ExperimentConfig(
-    data=ImageSetData(name="cifar10", batch_size=64),
+    data=ImageSetData(name="cifar10", batch_size=64, augment=True),
     model=REVDEQ_CIFAR,
     solver=SolverConfig(kind="reversible", beta=0.8, rtol=1e-6, max_steps=4),
     gradient=GradientConfig(kind="reversible"),

@@ -197,7 +197,9 @@ def load_corpus(
         "tokenizer": None if subwords is None else subwords.sha256,
     }
     folder = Path(directory) / "jdeq-cache" if cache is None else Path(cache)
-    stem = f"{Path(directory).resolve().name}-{'word' if subwords is None else 'subword'}"
+    # The options are part of the name, so that processes with others do not mix their files.
+    unit = f"word{'-lower' * lower}" if subwords is None else f"subword-{subwords.sha256[:8]}"
+    stem = f"{Path(directory).resolve().name}-{unit}"
     encoded = id_cache.read(folder, stem, key)
     if encoded is None:
         try:
@@ -280,7 +282,8 @@ def _encode_files(
 
 def _chunks(path: Path) -> Iterator[str]:
     """The text in pieces of whole lines."""
-    with open(path, encoding="utf-8") as file:
+    # Lines end at "\n" alone: a "\r" is a byte of the text, and is counted as one.
+    with open(path, encoding="utf-8", newline="\n") as file:
         try:
             while text := file.read(CHUNK_CHARACTERS) + file.readline():
                 yield text

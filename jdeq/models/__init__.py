@@ -2,6 +2,17 @@
 
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
+from jdeq.models.mondeq import (
+    MONDEQ_CIFAR_MULTI,
+    MONDEQ_CIFAR_MULTI_LARGE,
+    MONDEQ_CIFAR_SINGLE,
+    MONDEQ_CIFAR_SINGLE_LARGE,
+    MONDEQ_MNIST_DENSE,
+    MonDEQ,
+    MonDEQConfig,
+    largest_step,
+    tune_step,
+)
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 
@@ -12,6 +23,13 @@ __all__ = [
     "MDEQ_DIGITS",
     "MDEQCell",
     "MDEQConfig",
+    "MONDEQ_CIFAR_MULTI",
+    "MONDEQ_CIFAR_MULTI_LARGE",
+    "MONDEQ_CIFAR_SINGLE",
+    "MONDEQ_CIFAR_SINGLE_LARGE",
+    "MONDEQ_MNIST_DENSE",
+    "MonDEQ",
+    "MonDEQConfig",
     "REVDEQ_CIFAR",
     "REVDEQ_SMALL",
     "REVDEQ_WIKITEXT103",
@@ -21,4 +39,6 @@ __all__ = [
     "RevDEQLM",
     "RevDEQLMCell",
     "RevDEQLMConfig",
+    "largest_step",
+    "tune_step",
 ]

@@ -124,8 +124,8 @@ class RevDEQLM(nn.Module):
         """Logits of the token after each, and the solve.
 
         Args:
-          tokens: ids below ``config.vocab_size``, at most ``config.length`` a row. (An id beyond
-            the vocabulary gives NaN.)
+          tokens: ids in 0..vocab_size - 1, at most ``config.length`` a row. The logits after
+            another id are NaN.
           train: changes nothing: there is no dropout in the recipe.
           probe: see ``jdeq.backward_probe``.
         Returns:
@@ -142,7 +142,9 @@ class RevDEQLM(nn.Module):
         embed = nn.Embed(config.vocab_size, config.width, embedding_init=unit, name="token")
         position = nn.initializers.normal(0.3)
         where = self.param("position", position, (config.length, config.width))
-        x = embed(tokens) + where[: tokens.shape[1]]
+        # A NaN in the state would reach earlier positions, through products with masked zeros.
+        known = (tokens >= 0) & (tokens < config.vocab_size)
+        x = embed(jnp.where(known, tokens, 0)) + where[: tokens.shape[1]]
         solution = DEQ(
             cell=RevDEQLMCell(config.heads, config.expansion, self.dtype, parent=None),
             solver=self.solver,
@@ -155,7 +157,8 @@ class RevDEQLM(nn.Module):
         )(x if self.dtype is None else x.astype(self.dtype), probe=probe)
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(solution.z)
         head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")
-        return head(h.astype(jnp.promote_types(h.dtype, jnp.float32))), solution
+        logits = head(h.astype(jnp.promote_types(h.dtype, jnp.float32)))
+        return jnp.where(known[..., None], logits, jnp.nan), solution
 
 
 def _check_tokens(config: RevDEQLMConfig, tokens: Array) -> None:

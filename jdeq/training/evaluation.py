@@ -29,11 +29,15 @@ def evaluate(
     for batch, count in padded_batches(data, batch_size=batch_size):
         parts.append(jax.tree.map(lambda a, n=count: np.asarray(a)[:n], step(variables, batch)))
     every = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if every.nfe.shape == every.counted.shape:  # a causal solve: one entry a position
+        solved = jax.tree.map(lambda a: a[every.counted], every)
+    else:
+        solved = every
     return {
         "loss_nats": float(every.loss_nats[every.counted].mean()),
         "accuracy": float(every.correct[every.counted].mean()),
-        "nfe_forward": float(every.nfe.mean()),
-        "residual_mean": float(every.residual.mean()),
-        "residual_max": float(every.residual.max()),
-        "converged": float((every.status == Status.CONVERGED).mean()),
+        "nfe_forward": float(solved.nfe.mean()),
+        "residual_mean": float(solved.residual.mean()),
+        "residual_max": float(solved.residual.max()),
+        "converged": float((solved.status == Status.CONVERGED).mean()),
     }

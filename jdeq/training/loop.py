@@ -40,12 +40,12 @@ class Loop:
       items: what is counted in it, "examples" or "tokens", for the throughput.
       items_per_step: how many of them it has.
       schedule: when and how strongly the Jacobian penalty applies.
-      hooks: ``{every: hook}``: after every so many steps and after the last one, ``hook(state)``
+      hooks: pairs (every, hook): after every so many steps and after the last one, ``hook(state)``
         gives (kind, metrics) for the sinks.
       log_every: steps summed up in one "train" record.
       save_every: steps between checkpoints.
       max_skipped: non-finite steps in a row after which to give up.
-      learning_rate: by step, for the record only.
+      learning_rate: by step, before a plateau's scale; for the record only.
     """
 
     phases: Sequence[Phase]
@@ -125,7 +125,8 @@ class Loop:
     def _record(self, records: list[Metrics], position: int) -> Metrics:
         record = summarize(records)
         record[f"{self.items}_per_second"] = self.items_per_step / record["step_seconds"]
-        record["learning_rate"] = float(self.learning_rate(position - 1))
+        scale = record.pop("learning_rate_scale")
+        record["learning_rate"] = float(self.learning_rate(position - 1)) * scale
         return record
 
     def _non_finite_report(self, state: TrainState, metrics: Metrics) -> str:

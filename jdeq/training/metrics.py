@@ -134,9 +134,8 @@ class Terminal:
         elif kind == "train":
             self._print(f"step {step:>5}/{self._total}  {train_line(metrics)}")
         elif kind == "test":
-            bits = ""
-            if "bits_per_byte" in metrics:
-                bits = f"bits per byte {metrics['bits_per_byte']:.3f}, "
+            units = {"bits_per_byte": "bits per byte", "word_perplexity": "perplexity a word"}
+            bits = "".join(f"{units[n]} {metrics[n]:.3f}, " for n in units if n in metrics)
             self._print(
                 f"step {step:>5}/{self._total}  test: loss {metrics['loss_nats']:.4f}, "
                 f"{bits}accuracy {metrics['accuracy']:.2%}, nfe {metrics['nfe_forward']:.1f}, "

@@ -40,7 +40,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy, penalty (if asked for), nfe_forward (mean), residual_max, one
       count for each `Status` (count_converged, ...), nfe_backward (mean) and residual_backward
-      (largest) as the backward solve reported them, grad_norm (before clipping), count_skipped.
+      (largest) as the backward solve reported them, grad_norm (before clipping), count_skipped,
+      learning_rate_scale (what optax.contrib.reduce_on_plateau has brought it to; else 1).
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -83,6 +84,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
             "residual_backward": backward[1],
             "grad_norm": grad_norm,
             "count_skipped": (~finite).astype(jnp.int32),
+            "learning_rate_scale": _learning_rate_scale(opt_state),
         }
         for status in Status:
             metrics[f"count_{status.name.lower()}"] = (out.stats.status == status).sum()
@@ -91,6 +93,14 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         return state, metrics
 
     return jax.jit(step, static_argnames="penalize", donate_argnums=0)
+
+
+def _learning_rate_scale(opt_state: optax.OptState) -> Float[Array, ""]:
+    """Of optax.contrib.reduce_on_plateau, where it is part of the optimiser; else 1."""
+    plateau = optax.contrib.ReduceLROnPlateauState
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, plateau))
+    found = [part.scale for part in parts if isinstance(part, plateau)]
+    return jnp.asarray(found[0] if found else 1.0, jnp.float32)
 
 
 class Evaluation(NamedTuple):

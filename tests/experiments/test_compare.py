@@ -13,7 +13,13 @@ def write(directory, config, accuracies, seed):
     config = dataclasses.replace(config, seed=seed)
     (directory / "config.json").write_text(config.to_json())
     test = [{"stop": k, "accuracy": v, "nfe_forward": 4.0} for k, v in accuracies.items()]
-    report = {"seed": seed, "test": test, "spectral_radius_mean": 0.5, "train_seconds": 10.0}
+    report = {
+        "seed": seed,
+        "data": "d",
+        "test": test,
+        "spectral_radius_mean": 0.5,
+        "train_seconds": 10.0,
+    }
     (directory / "report.json").write_text(json.dumps(report))
     return directory
 
@@ -36,4 +42,4 @@ def test_seeds_share_a_row_and_configurations_are_told_apart(tmp_path, capsys):
         "60.00 +- 14.14",
         "",
     )
-    assert (second["gradient"], second["after 1"]) == ("unrolled", "25.00 +- 0.00")
+    assert (second["gradient"], second["after 1"]) == ("unrolled", "25.00")

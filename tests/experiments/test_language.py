@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
-from experiments import compare, evaluate, train
+from experiments import compare, data, evaluate, train
+from experiments.config import ConfigError
 from experiments.data import Task, TextUnits
 from jdeq.training import read_metrics
 
@@ -47,9 +49,48 @@ def test_throughput_counts_tokens(finished):
 
 
 @pytest.mark.xdist_group("language")
-def test_compare_tells_text_from_images(finished, tmp_path, capsys):
-    assert compare.run(compare.Arguments(workdirs=(finished,))) == 0
-    assert "bits per byte, mean" in capsys.readouterr().out
+def test_compare_refuses_runs_on_other_data(finished, tmp_path, capsys):
+    def show(*workdirs):
+        compare.run(compare.Arguments(workdirs=workdirs))
+
+    show(finished)
+    out = capsys.readouterr().out
+    assert "bits per byte, mean" in out and "+-" not in out.split("|---")[1]
+    other = shutil.copytree(finished, tmp_path / "other")
+    report = json.loads((other / "report.json").read_text())
+    (other / "report.json").write_text(json.dumps(report | {"data": "0123456789ab"}))
+    with pytest.raises(ConfigError, match="workdirs must hold runs on the same data; got 2: "):
+        show(finished, other)
+    with pytest.raises(ConfigError, match="workdirs must differ; got .* more than once"):
+        show(finished, finished)
+
+
+@pytest.mark.xdist_group("language")
+def test_another_text_is_not_taken_for_the_same(finished, tmp_path, monkeypatch, capsys):
+    """The standard library of another Python: evaluated with a warning, not trained on."""
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "report.json").unlink()
+    whole = data.load_stdlib
+    monkeypatch.setattr(
+        data, "load_stdlib", lambda **how: whole(**how)._replace(test=whole(**how).test[1:])
+    )
+    assert evaluate.main(["--workdir", str(copy), "--budgets", "4", "--rtols"]) == 0
+    assert "warning: trained on other data" in capsys.readouterr().out
+    assert train.main(["stdlib_revdeq_lm", "--workdir", str(copy), *SMALL]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
+
+
+@pytest.mark.xdist_group("language")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budgets", "4", "3"], "budgets must be multiples of 2"),
+        (["--budgets", "--rtols"], "budgets and rtols must not both be empty"),
+    ],
+)
+def test_stops_that_cannot_be_are_refused(finished, options, message, capsys):
+    assert evaluate.main(["--workdir", str(finished), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -67,18 +108,21 @@ def test_what_does_not_fit_is_refused(options, message, tmp_path, capsys):
     assert not workdir.exists()
 
 
-def test_perplexities_say_what_they_are_per():
+def test_measures_say_what_they_are_per():
     """By hand: 2 nats a token, 4 bytes and 0.8 words in it."""
 
     def measures(unit, words):
-        task = Task(batches=None, test=None, classes=9, text=TextUnits(unit, 4.0, words))
-        found = task.measures({"loss_nats": 2.0})
-        assert found.pop("bits_per_byte") == pytest.approx(2 / 0.6931472 / 4)
-        assert found.pop("loss_nats") == 2.0
-        return found
+        task = Task(batches=None, test=None, classes=9, data="", text=TextUnits(unit, 4.0, words))
+        return task.measures({"loss_nats": 2.0})
 
-    assert measures("byte", 0.1) == {}
-    assert measures("word", 1.0) == pytest.approx({"word_perplexity": 7.3890561})
+    bits = 2 / 0.6931472 / 4
+    assert measures("byte", 0.1) == pytest.approx({"loss_nats": 2.0, "bits_per_byte": bits})
+    assert measures("word", 1.0) == pytest.approx({"loss_nats": 2.0, "word_perplexity": 7.3890561})
     assert measures("subword", 0.8) == pytest.approx(
-        {"word_perplexity": 12.1824940, "subword_perplexity": 7.3890561}
+        {
+            "loss_nats": 2.0,
+            "bits_per_byte": bits,
+            "word_perplexity": 12.1824940,
+            "subword_perplexity": 7.3890561,
+        }
     )

@@ -69,6 +69,7 @@ def test_one_training_step(name, stand_in):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("cifar10_revdeq", ["--data.name", "mnist"], "data.augment must be False for mnist"),
         ("cifar10_revdeq", ["--data.data-dir", "nowhere"], "prepare"),
         ("wikitext103_revdeq", ["--data.directory", "nowhere"], "nowhere"),
     ],

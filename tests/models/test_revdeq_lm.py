@@ -10,6 +10,7 @@ import pytest
 import jdeq
 from jdeq.models import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 
+
 TINY = RevDEQLMConfig(vocab_size=11, length=10, width=8, heads=2, expansion=3)
 TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)
 
@@ -61,6 +62,7 @@ def test_the_cell_is_its_formula():
         np.testing.assert_allclose(cell.apply(variables, z, x)[b], want, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")  # the program that users run
 @pytest.mark.parametrize(
     ("solver", "gradient"),
     [
@@ -78,6 +80,19 @@ def test_no_logit_depends_on_a_later_token(solver, gradient, max_steps):
     changed, _ = apply(variables, TOKENS.at[:, 5].set((TOKENS[:, 5] + 1) % 11))
     np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
     assert np.all(np.abs(logits[:, 5:] - changed[:, 5:]).max(-1) > 0)
+
+
+@pytest.mark.parametrize("bad", [-1, 11])
+def test_an_unknown_token_gives_nan_there_and_nothing_before(bad):
+    model = RevDEQLM(TINY)
+    variables = variables_of(model)
+    apply = jax.jit(model.apply)
+    logits, sol = apply(variables, TOKENS)
+    broken, broken_sol = apply(variables, TOKENS.at[0, 5].set(bad))
+    assert np.isnan(broken[0, 5]).all() and np.isfinite(np.delete(broken, 5, axis=1)).all()
+    np.testing.assert_array_equal(broken[:, :5], logits[:, :5])
+    np.testing.assert_array_equal(broken[1:], logits[1:])
+    np.testing.assert_array_equal(broken_sol.stats.nfe[:, :5], sol.stats.nfe[:, :5])
 
 
 @pytest.mark.parametrize("causal", [True, False])
