@@ -1,9 +1,18 @@
 """The models of the DEQ papers."""
 
+from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
+from jdeq.models.trellis import (
+    TRELLIS_PTB,
+    TRELLIS_WIKITEXT103,
+    DEQTrellisNet,
+    TrellisCell,
+    TrellisConfig,
+    trellis_net,
+)
 
 __all__ = [
     "MDEQ",
@@ -21,4 +30,12 @@ __all__ = [
     "RevDEQLM",
     "RevDEQLMCell",
     "RevDEQLMConfig",
+    "LSTM",
+    "LSTMConfig",
+    "TRELLIS_PTB",
+    "TRELLIS_WIKITEXT103",
+    "DEQTrellisNet",
+    "TrellisCell",
+    "TrellisConfig",
+    "trellis_net",
 ]
