@@ -25,13 +25,15 @@ CONFIG = ExperimentConfig(
     ),
     solver=SolverConfig(kind="picard", rtol=1e-3, max_steps=12),
     gradient=GradientConfig(kind="implicit"),
-    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=50, clip_norm=1.0),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-2, schedule="constant", warmup_steps=50, clip_norm=1.0
+    ),
     loop=LoopConfig(
-        steps=700,
+        steps=800,
         log_every=25,
-        save_every=450,
-        test_every=150,
-        spectrum_every=450,
+        save_every=400,
+        test_every=200,
+        spectrum_every=400,
         spectrum_examples=4,
         budgets=(1, 2, 3, 4, 6, 8),
     ),
