@@ -2,10 +2,14 @@
 
 python -m experiments.train copy_memory_t200 --workdir runs/copy200
 
-Source: see copy_memory.
+Source: see copy_memory. The delay of 210 is 14 + 28 + 56 + 112, again the last four dilations: with
+1, 2, 4, ..., 128, which miss it, a like recipe was still at the loss of remembering nothing after
+450 steps.
 Hardware: 2 CPU cores.
-Time: to be measured.
-Result: to be measured.
+Time: 3 min 51 s of training on 2 cores shared with other work (0.2 s a step); the report more than
+2 min.
+Result: test loss 3.5e-4 nats, every answer right (0.0945 is remembering nothing); 8.0e-4 after 600
+steps (161 s); 3.0 evaluations of the cell forward at rtol 1e-3, 2.0 products backward; seed 0.
 """
 
 import dataclasses
