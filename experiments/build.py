@@ -10,7 +10,18 @@ import optax
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.data import Task
-from jdeq.models import MDEQ, MDEQConfig, RevDEQ, RevDEQConfig, RevDEQLM, RevDEQLMConfig
+from jdeq.models import (
+    LSTM,
+    MDEQ,
+    DEQTrellisNet,
+    LSTMConfig,
+    MDEQConfig,
+    RevDEQ,
+    RevDEQConfig,
+    RevDEQLM,
+    RevDEQLMConfig,
+    TrellisConfig,
+)
 from jdeq.training import (
     TrainState,
     TrainStep,
@@ -20,7 +31,15 @@ from jdeq.training import (
     make_train_step,
 )
 
-MODELS: dict[type, Any] = {MDEQConfig: MDEQ, RevDEQConfig: RevDEQ, RevDEQLMConfig: RevDEQLM}
+MODELS: dict[type, Any] = {
+    MDEQConfig: MDEQ,
+    RevDEQConfig: RevDEQ,
+    RevDEQLMConfig: RevDEQLM,
+    TrellisConfig: DEQTrellisNet,
+    LSTMConfig: LSTM,
+}
+EXPLICIT = (LSTMConfig,)
+"""Baselines that solve nothing: without solver, gradient rule, penalty, pre-training, spectrum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +48,8 @@ class Run:
 
     config: ExperimentConfig
     task: Task
-    model: MDEQ | RevDEQ | RevDEQLM
-    pretrain_model: MDEQ | RevDEQ | RevDEQLM  # the same parameters, the cell unrolled
+    model: Any  # one of MODELS
+    pretrain_model: Any  # the same parameters, the cell unrolled
     schedule: jdeq.JacobianSchedule
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -40,9 +59,14 @@ class Run:
         """The length of the run."""
         return self.config.loop.steps
 
+    @property
+    def implicit(self) -> bool:
+        """Whether the model has an equilibrium to solve for."""
+        return not isinstance(self.config.model, EXPLICIT)
+
     def train_step(self, model: Any) -> TrainStep:
         """The update that trains ``model``."""
-        loss = cross_entropy_loss(model, probe_backward=model.gradient.has_probe)
+        loss = cross_entropy_loss(model, probe_backward=self.implicit and model.gradient.has_probe)
         return make_train_step(loss, self.optimizer)
 
     def initial_state(self) -> TrainState:
@@ -89,21 +113,25 @@ def _build(config: ExperimentConfig) -> Run:
         )
     task = config.data.build(config.seed)
     _check_fit(config, task)
-    model = MODELS[type(config.model)](
-        config.model,
-        solver=config.solver.build(),
-        gradient=config.gradient.build(),
-        rtol=config.solver.rtol,
-        max_steps=config.solver.max_steps,
-    )
+    model = pretrain_model = MODELS[type(config.model)](config.model)
+    if isinstance(config.model, EXPLICIT):
+        _refuse_options_of_a_solve(config)
+    else:
+        model = model.clone(
+            solver=config.solver.build(),
+            gradient=config.gradient.build(),
+            rtol=config.solver.rtol,
+            max_steps=config.solver.max_steps,
+        )
+        pretrain_model = model.clone(
+            solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=config.pretrain.evaluations
+        )
     learning_rate, optimizer = config.optimizer.build(total_steps=config.loop.steps)
     run = Run(
         config=config,
         task=task,
         model=model,
-        pretrain_model=model.clone(
-            solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=config.pretrain.evaluations
-        ),
+        pretrain_model=pretrain_model,
         schedule=config.regularizer.build(start=config.pretrain.steps, seed=config.seed),
         learning_rate=learning_rate,
         optimizer=optimizer,
@@ -114,12 +142,22 @@ def _build(config: ExperimentConfig) -> Run:
 
 def _check_fit(config: ExperimentConfig, task: Task) -> None:
     """Refuse a model that cannot read the data's inputs, or has another number of outputs."""
-    text = isinstance(config.model, RevDEQLMConfig)
-    if text != (task.text is not None):
+    reads_tokens = hasattr(config.model, "vocab_size")
+    if reads_tokens != np.issubdtype(task.test.inputs.dtype, np.integer):
         kind = type(config.model).__name__
-        raise ConfigError(f"data must be {'text' if text else 'images'} for a {kind}")
-    name = "vocab_size" if text else "num_classes"
+        raise ConfigError(f"data must be {'text' if reads_tokens else 'images'} for a {kind}")
+    name = "vocab_size" if reads_tokens else "num_classes"
     outputs = getattr(config.model, name)
     # A vocabulary may be padded, to a size that suits the hardware.
-    if outputs != task.classes and not (text and outputs > task.classes):
+    if outputs != task.classes and not (reads_tokens and outputs > task.classes):
         raise ConfigError(f"model.{name} must be {task.classes}, that of the data; got {outputs}")
+
+
+def _refuse_options_of_a_solve(config: ExperimentConfig) -> None:
+    for field in dataclasses.fields(config):
+        if field.name in ("solver", "gradient", "regularizer", "pretrain"):
+            if getattr(config, field.name) != field.default:
+                kind = type(config.model).__name__
+                raise ConfigError(
+                    f"{field.name} must be left as it is for a {kind}: it is explicit"
+                )

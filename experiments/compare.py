@@ -71,7 +71,8 @@ def run(arguments: Arguments) -> int:
             found = [scale * row[stop][quality] for row in rows if stop in row]
             cells.append(_spread(found, digits) if found else "")
         cells.append(_spread([report["test"][-1]["nfe_forward"] for report in reports]))
-        cells.append(_spread([report["spectral_radius_mean"] for report in reports]))
+        radii = [report["spectral_radius_mean"] for report in reports]
+        cells.append("" if None in radii else _spread(radii))  # explicit models have none
         cells.append(_spread([report["train_seconds"] for report in reports], digits=0))
         print("| " + " | ".join(cells) + " |")
     return 0

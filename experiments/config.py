@@ -13,8 +13,8 @@ from typing import Any, Literal
 import optax
 
 import jdeq
-from experiments.data import CorpusData, DigitsData, ImageSetData, StdlibData
-from jdeq.models import MDEQConfig, RevDEQConfig, RevDEQLMConfig
+from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
+from jdeq.models import LSTMConfig, MDEQConfig, RevDEQConfig, RevDEQLMConfig, TrellisConfig
 from jdeq.training import adamw, warmup_constant, warmup_cosine
 
 
@@ -210,11 +210,11 @@ class LoopConfig:
 class ExperimentConfig:
     """One run."""
 
-    model: MDEQConfig | RevDEQConfig | RevDEQLMConfig
+    model: MDEQConfig | RevDEQConfig | RevDEQLMConfig | TrellisConfig | LSTMConfig
     loop: LoopConfig
     seed: int = 0
     """Of the initialisation, the order of the data, dropout and probes."""
-    data: DigitsData | ImageSetData | StdlibData | CorpusData = DigitsData()
+    data: DigitsData | ImageSetData | StdlibData | CorpusData | CopyMemoryData = DigitsData()
     solver: SolverConfig = SolverConfig()
     gradient: GradientConfig = GradientConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -18,6 +18,7 @@ from jdeq.data import (
     PadCropFlip,
     ShuffledBatches,
     ShuffledWindows,
+    copy_memory,
     load_corpus,
     load_digits,
     load_stdlib,
@@ -197,6 +198,28 @@ class CorpusData:
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``."""
         return _text(self, load_corpus(self.directory, tokenizer=self.tokenizer), seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CopyMemoryData:
+    """The copy memory task; see `jdeq.data.copy_memory`."""
+
+    delay: int
+    """T: a symbol is to be answered T + 10 places later."""
+    train_examples: int = 20_000
+    test_examples: int = 2000
+    batch_size: int = 32
+
+    def build(self, seed: int) -> Task:
+        """Shuffled by ``seed``; the examples are the same for all seeds."""
+        train = copy_memory(self.train_examples, self.delay, seed=0)
+        test = copy_memory(self.test_examples, self.delay, seed=1)
+        return Task(
+            batches=ShuffledBatches(data=train, batch_size=self.batch_size, seed=seed),
+            test=test,
+            classes=10,
+            data=fingerprint(*train, *test),
+        )
 
 
 def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:

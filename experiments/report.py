@@ -27,6 +27,7 @@ _COLUMNS = {  # of a measure: its heading and its format
     "word_perplexity": ("perplexity a word", ".2f"),
     "subword_perplexity": ("perplexity a subword", ".2f"),
     "accuracy": ("accuracy", ".2%"),
+    "loss_nats": ("loss (nats)", ".2e"),
     "nfe_forward": ("mean nfe", ".2f"),
     "residual_mean": ("mean residual", ".1e"),
     "residual_max": ("max residual", ".1e"),
@@ -47,15 +48,17 @@ def evaluate_at(
     A hard stop takes the state after exactly ``budget`` evaluations of the cell, as a network of
     that depth would; a tolerance solves each sample until it holds. A step of Reversible takes two
     evaluations, so that only even budgets have a row; one of NewtonKrylov takes as many as it
-    needs, so that there are no hard stops.
+    needs, so that there are no hard stops. An explicit model has one row.
     """
-    per_step = evaluations_per_step(model.solver)
 
     def measure(**options):
         step = make_eval_step(model.clone(**options))
         means = evaluate(step, variables, task.test, batch_size=task.test_batch_size)
         return task.measures(means)
 
+    if not hasattr(model, "solver"):
+        return [{"stop": "explicit", **measure()}]
+    per_step = evaluations_per_step(model.solver)
     rows = []
     for budget in budgets:
         if per_step is None or budget % per_step:
@@ -97,10 +100,12 @@ def write(
             r["step_seconds"] for r in records if r["kind"] == "train"
         ),
         "nfe_backward": by_kind["train"][-1]["nfe_backward"],
-        # null in the records where it was not finite
-        "spectral_radius_mean": by_kind["spectrum"][-1]["spectral_radius_mean"] or math.nan,
+        "spectral_radius_mean": None,
         "test": rows,
     }
+    if run.implicit:
+        radius = by_kind["spectrum"][-1]["spectral_radius_mean"]  # None where it was not finite
+        report["spectral_radius_mean"] = math.nan if radius is None else radius
     draw(run, state, records, rows, directory)
     workdir.write_text(directory / "report.md", _markdown(report))
     # Last, since a run counts as finished when this file is there.
@@ -130,12 +135,15 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _summary(report: dict[str, Any]) -> str:
+    radius = report["spectral_radius_mean"]
+    solve = ""
+    if radius is not None:
+        solve = f", backward nfe {report['nfe_backward']:.1f}; spectral radius {radius:.2f}"
     return (
         f"{report['steps']} steps in {report['train_seconds']:.0f} s, {report['parameters']:,} "
         f"parameters, {report['steps_skipped']} steps skipped; a step: "
         f"{report['step_seconds']:.3f} s, {report['step_temporary_mib']:.0f} MiB of temporary "
-        f"memory, backward nfe {report['nfe_backward']:.1f}; spectral radius "
-        f"{report['spectral_radius_mean']:.2f}"
+        f"memory{solve}"
     )
 
 
@@ -153,7 +161,10 @@ def _markdown(report: dict[str, Any]) -> str:
     lines = ["# Report", "", _summary(report) + ".", "", "Test examples:", ""]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["test"]]
-    lines += ["", *(f"![{name}]({name}.png)\n" for name in ("training", "solver", "equilibrium"))]
+    drawn = ["training"]
+    if report["spectral_radius_mean"] is not None:
+        drawn += ["solver", "equilibrium"]
+    lines += ["", *(f"![{name}]({name}.png)\n" for name in drawn)]
     return "\n".join(lines)
 
 
@@ -164,7 +175,7 @@ def draw(
     rows: Sequence[dict[str, Any]],
     directory: pathlib.Path,
 ) -> None:
-    """training.png, solver.png and equilibrium.png."""
+    """training.png and, unless the model is explicit, solver.png and equilibrium.png."""
     figure, axes = _figure(2)
     plots.loss_curve(records, ax=axes[0])
     quality = run.task.quality
@@ -173,6 +184,8 @@ def draw(
     else:
         plots.text_curve(records, ax=axes[1], quality=quality)
     figure.savefig(directory / "training.png")
+    if not run.implicit:
+        return
 
     figure, axes = _figure(3)
     plots.nfe_curve(records, ax=axes[0])

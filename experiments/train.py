@@ -139,16 +139,16 @@ def make_loop(run: Run) -> Loop:
     if run.config.pretrain.steps:
         pretrain = Phase(until=run.config.pretrain.steps, step=run.train_step(run.pretrain_model))
         phases.insert(0, pretrain)
+    hooks = [(config.test_every, test_hook(run))]
+    if run.implicit:
+        hooks.append((config.spectrum_every, spectrum_hook(run)))
     return Loop(
         phases=phases,
         batch_at=run.task.batches,
         items=items,
         items_per_step=items_per_step,
         schedule=run.schedule,
-        hooks=[
-            (config.test_every, test_hook(run)),
-            (config.spectrum_every, spectrum_hook(run)),
-        ],
+        hooks=hooks,
         log_every=config.log_every,
         save_every=config.save_every,
         max_skipped=config.max_skipped,

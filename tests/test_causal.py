@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 import jdeq
 from jdeq import Status
 
-
 BATCH, LENGTH, WIDTH = 2, 12, 8
 IMPLICIT = jdeq.Implicit()
 CAUSAL = {"picard": jdeq.Picard(), "anderson": jdeq.Anderson(), "broyden": jdeq.Broyden()}

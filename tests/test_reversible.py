@@ -16,7 +16,6 @@ from experiments.bench.harness import count
 from experiments.bench.problems import transformer_cell
 from jdeq import Reversible, ReversibleGradient, Status, Unrolled
 
-
 NO_ANCHORS = ReversibleGradient(rtol=1e30)
 
 

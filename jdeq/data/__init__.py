@@ -8,6 +8,7 @@ from jdeq.data.augment import (
     ScaleCropFlip,
 )
 from jdeq.data.batches import IGNORED, Dataset, ShuffledBatches, padded_batches, random_shift
+from jdeq.data.copy_memory import copy_memory
 from jdeq.data.corpus import Corpus, PerSplit, load_corpus, load_stdlib
 from jdeq.data.digits import Digits, load_digits
 from jdeq.data.image_batches import ImageBatches, OrderedImageBatches, prefetched

@@ -1,5 +1,6 @@
 """The models of the DEQ papers."""
 
+from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
 from jdeq.models.mondeq import (
@@ -15,6 +16,14 @@ from jdeq.models.mondeq import (
 )
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
+from jdeq.models.trellis import (
+    TRELLIS_PTB,
+    TRELLIS_WIKITEXT103,
+    DEQTrellisNet,
+    TrellisCell,
+    TrellisConfig,
+    trellis_net,
+)
 
 __all__ = [
     "MDEQ",
@@ -41,4 +50,12 @@ __all__ = [
     "RevDEQLMConfig",
     "largest_step",
     "tune_step",
+    "LSTM",
+    "LSTMConfig",
+    "TRELLIS_PTB",
+    "TRELLIS_WIKITEXT103",
+    "DEQTrellisNet",
+    "TrellisCell",
+    "TrellisConfig",
+    "trellis_net",
 ]

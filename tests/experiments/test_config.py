@@ -54,7 +54,7 @@ def test_a_model_that_cannot_be_is_refused(capsys):
     ("argv", "message"),
     [
         (["digits_mdqe", "--workdir", "w"], "no run is called 'digits_mdqe'; perhaps digits_mdeq"),
-        (["--workdir", "w"], "the name of a run comes first; runs: cifar10_revdeq, digits_mdeq"),
+        (["--workdir", "w"], "the name of a run comes first; runs: cifar10_revdeq, copy_memory"),
         ([], "the name of a run comes first"),
     ],
 )

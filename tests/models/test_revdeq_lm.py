@@ -10,7 +10,6 @@ import pytest
 import jdeq
 from jdeq.models import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 
-
 TINY = RevDEQLMConfig(vocab_size=11, length=10, width=8, heads=2, expansion=3)
 TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)
 

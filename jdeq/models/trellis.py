@@ -1,0 +1,270 @@
+"""TrellisNet as a deep equilibrium model: a causal convolution of kernel 2, gated like an LSTM.
+
+    (h*, c*) = f((h*, c*), x), where f takes a step for each dilation d of a cycle, in turn:
+    i, o, f, g = W_h [h_{t-d}; h_t] + W_x [x_{t-d}; x_t] + b
+    c_t <- sigmoid(f) c_{t-d} + sigmoid(i) tanh(g),    h_t <- sigmoid(o) tanh(c_t)
+
+The weights are the same at every step; what lies before the sequence is zero.
+
+Source: Bai, Kolter, Koltun (2019), Trellis Networks for Sequence Modeling, section 4.2 (the step),
+its published code (dropout, dilations, sizes); Bai, Kolter, Koltun (2019), Deep Equilibrium Models,
+section 4.1 (the fixed point). Deviations: a DEQ needs one map, so a cycle of dilations is one
+evaluation; solved causally, each position for itself (see ``causal``); the gate f starts at 0.73
+instead of 0.5 (Jozefowicz, Zaremba, Sutskever 2015), from weights of the published deviation, 0.01
+at width 1400, scaled to other widths. Not here: DropConnect on the weights, dropout of whole words,
+losses at intermediate layers, softmax experts, and a state handed on from the text before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jdeq.gradients import Implicit, Unrolled
+from jdeq.layers import VariationalDropout, WeightNormDense
+from jdeq.linen import DEQ
+from jdeq.models.tokens import require_tokens
+from jdeq.solvers import Picard
+from jdeq.types import Solution, require_integer
+
+State = dict[str, Float[Array, "batch length width"]]
+
+_kernel = nn.initializers.variance_scaling(1 / 4, "fan_in", "normal")  # 0.0095 at width 1400
+
+
+def _bias(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros, and ones for the gate f."""
+    del key
+    return jnp.zeros(shape, dtype).reshape(4, -1).at[2].set(1.0).ravel()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrellisConfig:
+    """What a TrellisNet is made of.
+
+    Args:
+      vocab_size: tokens are 0..vocab_size - 1.
+      width: of h and of c, >= 1.
+      embed_width: of the embedding of a token, >= 1.
+      dilations: one step of the cell each, in this order, >= 1.
+      tied: the logits are read from the last ``embed_width`` channels of h, by the embedding; else
+        from all of h, by a matrix of their own. Both have a bias.
+      input_dropout, dropout, output_dropout: of the embedded tokens, of h before its convolution,
+        and of the channels that the logits are read from; in [0, 1).
+    Raises:
+      ValueError: when built, for a value outside these ranges.
+    """
+
+    vocab_size: int
+    width: int
+    embed_width: int
+    dilations: tuple[int, ...] = (1,)
+    tied: bool = True
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    output_dropout: float = 0.0
+
+    def __post_init__(self):
+        name = "jdeq.models.TrellisConfig"
+        for field in ("vocab_size", "width", "embed_width"):
+            require_integer(name, field, getattr(self, field), 1)
+        if not self.dilations:
+            raise ValueError(f"{name}: dilations must have at least one entry; got none")
+        for dilation in self.dilations:
+            require_integer(name, "dilations", dilation, 1)
+        for field in ("input_dropout", "dropout", "output_dropout"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise ValueError(f"{name}: {field} must be in [0, 1); got {getattr(self, field)}")
+        if self.tied and self.embed_width > self.width:
+            raise ValueError(
+                f"{name}: embed_width must be at most width ({self.width}), whose last channels "
+                f"give the logits if tied; got {self.embed_width}"
+            )
+
+
+TRELLIS_PTB = TrellisConfig(
+    vocab_size=10_000,
+    width=1400,
+    embed_width=400,
+    input_dropout=0.45,
+    dropout=0.28,
+    output_dropout=0.45,
+)
+"""Penn Treebank, words: 24.2M parameters (published: 24M). 57.1 perplexity as a DEQ, 57.0 with 60
+layers; both with DropConnect 0.5 too, which is not here."""
+
+TRELLIS_WIKITEXT103 = TrellisConfig(
+    vocab_size=267_735,
+    width=2012,
+    embed_width=512,
+    input_dropout=0.1,
+    dropout=0.1,
+    output_dropout=0.1,
+)
+"""WikiText-103, words: 178.0M parameters (published: 180M), in the widths of the TrellisNet code;
+29.0 perplexity as a DEQ. The published loss splits the softmax by frequency, which this one, of
+267,735 logits a token, does not."""
+
+
+class TrellisCell(nn.Module):
+    """One step for each dilation, the weights shared: ``(h, c) <- LSTM(W_h * h + injection, c)``.
+
+    Args (of a call):
+      z: {"h", "c"}, float[batch, length, width] each.
+      x: the injections ``W_x [x_{t-d}; x_t]``, one float[batch, length, 4 width] a dilation, in the
+        order of the gates i, o, f, g.
+    Returns:
+      the structure and shapes of z.
+    """
+
+    width: int
+    dilations: tuple[int, ...] = (1,)
+    dropout: float = 0.0
+    dtype: Any = None
+
+    def initial_state(self, x: tuple[Array, ...]) -> State:
+        """Zeros."""
+        zeros = jnp.zeros((*x[0].shape[:-1], self.width), x[0].dtype)
+        return {"h": zeros, "c": zeros}
+
+    @nn.compact
+    def __call__(self, z: State, x: tuple[Array, ...]) -> State:
+        gates = WeightNormDense(
+            4 * self.width, kernel_init=_kernel, bias_init=_bias, dtype=self.dtype, name="gates"
+        )
+        drop = VariationalDropout(self.dropout, broadcast_dims=(1,))
+        # One mask for the whole cycle: drawn once, as a factor.
+        mask = drop(jnp.ones_like(z["h"]))
+        h, c = z["h"], z["c"]
+        for dilation, injection in zip(self.dilations, x, strict=True):
+            i, o, f, g = jnp.split(gates(_pair(mask * h, dilation)) + injection, 4, axis=-1)
+            c = nn.sigmoid(f) * _past(c, dilation) + nn.sigmoid(i) * jnp.tanh(g)
+            h = nn.sigmoid(o) * jnp.tanh(c)
+        return {"h": h, "c": c}
+
+
+class DEQTrellisNet(nn.Module):
+    """Embedding, the equilibrium of a `TrellisCell`, and logits for every position.
+
+    Dropout is on when a 'dropout' rng is given: one mask a call and sequence, shared by all
+    positions and evaluations.
+
+    Information travels ``sum(dilations)`` positions an evaluation, so that a budget below
+    ``length / sum(dilations)`` cannot converge. Information from further back is missing then, as
+    in a TrellisNet of that depth.
+
+    Args:
+      config: the architecture.
+      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``. The map being nearly
+        triangular in time, plain Picard needs the fewest evaluations here (3.7 for Anderson's 4.2
+        and Broyden's 4.1 on the copy memory task).
+      causal: each position stops, and is counted, for itself, so that no output depends on a later
+        token at any budget; False takes a sequence as one sample.
+      dtype: of the computation and the state; None: that of the parameters.
+    """
+
+    config: TrellisConfig
+    solver: Any = Picard()
+    gradient: Any = Implicit()
+    rtol: float = 1e-3
+    atol: float = 0.0
+    max_steps: int = 40
+    causal: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "batch length"], *, train: bool = False, probe=None
+    ) -> tuple[Float[Array, "batch length vocab"], Solution]:
+        """Logits for every position, and the solve.
+
+        Args:
+          tokens: ids below ``config.vocab_size``. (An id beyond the vocabulary gives NaN.)
+          train: changes nothing: dropout goes by the rng.
+          probe: see ``jdeq.backward_probe``.
+        Returns:
+          logits float32[batch, length, vocab_size]; a Solution with a state {"h", "c"} of
+          [batch, length, width] and, if ``causal``, statistics [batch, length], else [batch].
+        Raises:
+          ValueError: for tokens of another rank or dtype.
+        Cost: sol.stats.nfe evaluations of the cell; the injection is computed once.
+        """
+        del train
+        config = self.config
+        require_tokens("jdeq.models.DEQTrellisNet", tokens)
+
+        def drop(rate, a):
+            return VariationalDropout(rate, broadcast_dims=(1,))(a)
+
+        # As published where it is the output matrix too; of the size of h where it is not.
+        scale = 0.1 / 3**0.5 if config.tied else 1.0
+        init = nn.initializers.normal(scale)
+        embed = nn.Embed(config.vocab_size, config.embed_width, embedding_init=init, name="token")
+        x = drop(config.input_dropout, embed(tokens))
+        inject = WeightNormDense(
+            4 * config.width, use_bias=False, kernel_init=_kernel, dtype=self.dtype, name="inject"
+        )
+        solution = DEQ(
+            cell=TrellisCell(
+                config.width, config.dilations, config.dropout, self.dtype, parent=None
+            ),
+            solver=self.solver,
+            gradient=self.gradient,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+            causal=self.causal,
+            name="trellis",
+        )(tuple(inject(_pair(x, dilation)) for dilation in config.dilations), probe=probe)
+        h = solution.z["h"]
+        h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+        if config.tied:
+            h = h[..., -config.embed_width :]
+        h = drop(config.output_dropout, h)
+        if not config.tied:
+            return nn.Dense(config.vocab_size, name="head")(h), solution
+        bias = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
+        return embed.attend(h) + bias, solution
+
+
+def trellis_net(config: TrellisConfig, *, layers: int, dtype: Any = None) -> DEQTrellisNet:
+    """The explicit TrellisNet: ``layers`` weight-tied cycles of dilations from zero, no solver.
+
+    The variables are those of the DEQ. It is the same module, iterated by Picard and differentiated
+    through its steps: layer k computes f of layer k - 1, every layer under the same dropout mask
+    (as published).
+
+    Args:
+      config: the architecture; a cycle of one dilation, the default, is one layer.
+      layers: >= 1.
+      dtype: as of `DEQTrellisNet`.
+    Cost: ``layers + 1`` evaluations of the cell, the last one for the residual in the Solution.
+      Unlike the published network it keeps the states of all layers only, and computes the rest
+      again in reverse; the residual tests and the freezing of positions cost a little as well.
+    """
+    require_integer("jdeq.models.trellis_net", "layers", layers, 1)
+    return DEQTrellisNet(
+        config,
+        solver=Picard(),
+        gradient=Unrolled(),
+        # No position stops before the last layer, unless nothing moves any more. The absolute
+        # tolerance is there because a relative one of 0 alone is worth a warning.
+        rtol=0.0,
+        atol=1e-30,
+        max_steps=layers,
+        dtype=dtype,
+    )
+
+
+def _past(a: Float[Array, "batch length width"], by: int) -> Float[Array, "batch length width"]:
+    """What stood ``by`` positions earlier; zero before the sequence."""
+    return jnp.pad(a, ((0, 0), (by, 0), (0, 0)))[:, : a.shape[1]]
+
+
+def _pair(a: Float[Array, "batch length width"], by: int) -> Float[Array, "batch length pair"]:
+    """What a kernel of 2 sees: a causal convolution is a matrix product with it."""
+    return jnp.concatenate([_past(a, by), a], axis=-1)
