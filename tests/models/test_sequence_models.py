@@ -105,15 +105,19 @@ def test_segments_with_a_memory_are_one_long_context(name):
             (log_probs, _), memory = apply(variables, segment)
             variables |= memory
             parts.append(log_probs)
+        alone, _ = jax.jit(model.apply)({"params": params}, segment)
+    assert np.abs(parts[2] - alone).max() > 1e-4
     assert parts[0].dtype == np.float64
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), long, atol=1e-8)
-    assert np.abs(parts[2] - jax.jit(model.apply)({"params": params}, segment)[0]).max() > 1e-4
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), long, atol=1e-8)
     np.testing.assert_array_equal(variables["memory"]["filled"], 14)
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
 def test_memory_takes_part_only_where_it_is_mutable_and_zeros_are_none(name):
-    model, variables = MODELS[name], variables_of(name)
+    model, variables = MODELS[name], dict(variables_of(name))
+    if name != "explicit":  # converged: an empty memory and none are different programs
+        variables["params"] = jax.tree.map(lambda a: a / 2, variables["params"])
+        model = model.clone(rtol=1e-5, max_steps=100)
     apply = run(model)
     (used, _), after = apply(variables, TOKENS)
     jax.tree.map(
