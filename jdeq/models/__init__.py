@@ -1,5 +1,14 @@
 """The models of the DEQ papers."""
 
+from jdeq.models.decoder_lm import DECODER_DEQ_BYTES, DecoderCell, DecoderDEQConfig, DecoderDEQLM
+from jdeq.models.deq_transformer import DEQTransformerCell, DEQTransformerLM, Injection
+from jdeq.models.deq_transformer_config import (
+    DEQ_TRANSFORMER_WIKITEXT103,
+    DEQ_TRANSFORMER_WIKITEXT103_JR,
+    TRANSFORMER_XL_WIKITEXT103,
+    DEQTransformerConfig,
+    TransformerXLConfig,
+)
 from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
@@ -16,6 +25,7 @@ from jdeq.models.mondeq import (
 )
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
+from jdeq.models.transformer_xl import TransformerXL
 from jdeq.models.trellis import (
     TRELLIS_PTB,
     TRELLIS_WIKITEXT103,
@@ -26,12 +36,25 @@ from jdeq.models.trellis import (
 )
 
 __all__ = [
+    "DECODER_DEQ_BYTES",
+    "DEQTransformerCell",
+    "DEQTransformerConfig",
+    "DEQTransformerLM",
+    "DEQTrellisNet",
+    "DEQ_TRANSFORMER_WIKITEXT103",
+    "DEQ_TRANSFORMER_WIKITEXT103_JR",
+    "DecoderCell",
+    "DecoderDEQConfig",
+    "DecoderDEQLM",
+    "Injection",
+    "LSTM",
+    "LSTMConfig",
     "MDEQ",
+    "MDEQCell",
+    "MDEQConfig",
     "MDEQ_CIFAR_LARGE",
     "MDEQ_CIFAR_TINY",
     "MDEQ_DIGITS",
-    "MDEQCell",
-    "MDEQConfig",
     "MONDEQ_CIFAR_MULTI",
     "MONDEQ_CIFAR_MULTI_LARGE",
     "MONDEQ_CIFAR_SINGLE",
@@ -48,14 +71,14 @@ __all__ = [
     "RevDEQLM",
     "RevDEQLMCell",
     "RevDEQLMConfig",
-    "largest_step",
-    "tune_step",
-    "LSTM",
-    "LSTMConfig",
+    "TRANSFORMER_XL_WIKITEXT103",
     "TRELLIS_PTB",
     "TRELLIS_WIKITEXT103",
-    "DEQTrellisNet",
+    "TransformerXL",
+    "TransformerXLConfig",
     "TrellisCell",
     "TrellisConfig",
+    "largest_step",
     "trellis_net",
+    "tune_step",
 ]

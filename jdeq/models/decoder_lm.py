@@ -1,0 +1,172 @@
+"""A plain modern decoder block as the map of an implicit layer: the default for new text models.
+
+    h1 = z + x;  h2 = h1 + Attention(norm(h1));  h3 = h2 + SwiGLU(norm(h2));  f(z, x) = norm(h3)
+
+The norm at the end holds the state at unit scale, as the injection x is at the start of training:
+h3 is about twice as long as either, and the division by its length makes f a contraction.
+Sources: RMSNorm, Zhang and Sennrich (2019), arXiv 1910.07467; RoPE, Su et al. (2021), arXiv
+2104.09864; SwiGLU, Shazeer (2020), arXiv 2002.05202; a norm at the end, Bai, Kolter, Koltun (2019).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jdeq.gradients import Implicit
+from jdeq.linen import DEQ
+from jdeq.solvers import Anderson
+from jdeq.types import Solution, require_integer
+
+_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderDEQConfig:
+    """What a `DecoderDEQLM` is made of.
+
+    Args:
+      vocab_size: tokens are 0..vocab_size - 1.
+      width: of the state of a token; a multiple of ``2 heads``.
+      heads: of the attention, >= 1.
+      hidden: units of the gated layer, >= 1.
+    Raises:
+      ValueError: when built, for a value outside these ranges.
+    """
+
+    vocab_size: int
+    width: int
+    heads: int
+    hidden: int
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            require_integer("jdeq.models.DecoderDEQConfig", name, value, 1)
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                "jdeq.models.DecoderDEQConfig: width must be a multiple of 2 heads "
+                f"({2 * self.heads}); got {self.width}"
+            )
+
+
+DECODER_DEQ_BYTES = DecoderDEQConfig(vocab_size=256, width=512, heads=8, hidden=2048)
+"""For text as bytes: 4.5M parameters; nothing published to compare with."""
+
+
+def rotate(x: Float[Array, "batch length heads depth"]) -> Float[Array, "batch length heads depth"]:
+    """RoPE: the pair ``(x[i], x[i + depth / 2])`` of position t, turned by the angle
+    ``t 10000^(-2 i / depth)``.
+
+    Angles in float32; the result in the dtype of x.
+    """
+    length, half = x.shape[1], x.shape[3] // 2
+    rates = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
+    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class DecoderCell(nn.Module):
+    """``h = z + x; h = h + Attention(norm(h)); h = h + SwiGLU(norm(h)); norm(h)``, causal.
+
+    RMSNorm with a gain, RoPE, no biases, ``SwiGLU(h) = W_down (silu(W_gate h) * W_up h)``.
+
+    Args (of a call):
+      z, x: float[batch, length, width]; x is the injection.
+    Returns:
+      the shape of z.
+    """
+
+    heads: int
+    hidden: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, z, x):
+        batch, length, width = z.shape
+
+        def dense(features, name):
+            return nn.Dense(
+                features, use_bias=False, kernel_init=_kernel, dtype=self.dtype, name=name
+            )
+
+        def norm(name):
+            return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+
+        h = z + x
+        qkv = dense(3 * width, "qkv")(norm("norm1")(h))
+        heads = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = jnp.moveaxis(heads, 2, 0)
+        attended = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        h = h + dense(width, "out")(attended.reshape(h.shape))
+        gate, up = jnp.split(dense(2 * self.hidden, "gate_up")(norm("norm2")(h)), 2, axis=-1)
+        h = h + dense(width, "down")(nn.silu(gate) * up)
+        return norm("norm3")(h)
+
+
+class DecoderDEQLM(nn.Module):
+    """Token embedding, one implicit `DecoderCell`, an untied linear head.
+
+    Args:
+      config: the architecture.
+      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      causal: each position stops, and is counted, for itself, so that no output depends on a later
+        token at any budget; False takes a window as one sample.
+      dtype: of the computation and the state; None: that of the parameters.
+    """
+
+    config: DecoderDEQConfig
+    solver: Any = Anderson()
+    gradient: Any = Implicit()
+    rtol: float = 1e-3
+    atol: float = 0.0
+    max_steps: int = 24
+    causal: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "batch length"], *, train: bool = False, probe=None
+    ) -> tuple[Float[Array, "batch length vocab"], Solution]:
+        """Logits of the token after each, and the solve.
+
+        Args:
+          tokens: ids below ``config.vocab_size``, any number a row. (An id beyond the vocabulary
+            gives NaN.)
+          train: changes nothing: there is no dropout.
+          probe: see ``jdeq.backward_probe``.
+        Returns:
+          logits float32[batch, length, vocab_size]; a Solution with a state
+          [batch, length, width] and, if ``causal``, statistics [batch, length], else [batch].
+        Raises:
+          ValueError: for tokens of another rank or dtype.
+        Cost: sol.stats.nfe evaluations of the cell.
+        """
+        del train
+        config = self.config
+        if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+            raise ValueError(
+                "jdeq.models.DecoderDEQLM: tokens must be integers [batch, length]; got "
+                f"{jnp.result_type(tokens)} of shape {jnp.shape(tokens)}"
+            )
+        unit = nn.initializers.normal(1.0)
+        x = nn.Embed(config.vocab_size, config.width, embedding_init=unit, name="token")(tokens)
+        solution = DEQ(
+            cell=DecoderCell(config.heads, config.hidden, self.dtype, parent=None),
+            solver=self.solver,
+            gradient=self.gradient,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_steps=self.max_steps,
+            causal=self.causal,
+            name="block",
+        )(x if self.dtype is None else x.astype(self.dtype), probe=probe)
+        z = solution.z.astype(jnp.promote_types(solution.z.dtype, jnp.float32))
+        head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")
+        return head(z), solution

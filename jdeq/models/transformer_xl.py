@@ -1,0 +1,73 @@
+"""Transformer-XL, the explicit twin of the DEQ-Transformer: the same block, once for each layer.
+
+Source: Dai et al. (2019), Transformer-XL, arXiv 1901.02860. Deviations, which are the parts of the
+DEQ-Transformer: weight norm, LayerNorms without parameters, variational dropout, position biases of
+each layer's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jdeq.models.deq_transformer import TransformerBlock, embed, predict
+from jdeq.models.deq_transformer_config import TransformerXLConfig
+from jdeq.models.segment_memory import SegmentMemory
+from jdeq.types import Solution, SolverStats, Status
+
+
+class TransformerXL(nn.Module):
+    """Adaptive embedding, ``config.layers`` blocks, the adaptive softmax tied to the embedding.
+
+    The memory of a layer is its input on the segments before; it lives in the collection "memory"
+    and takes part where that is mutable (see `jdeq.models.segment_memory`).
+
+    Args:
+      config: the architecture.
+      dtype: of the computation; None: that of the parameters.
+    """
+
+    config: TransformerXLConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        train: bool = False,
+        probe=None,
+        labels: Int[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch length *vocab"], Solution]:
+        """Log-probabilities of the token after each, or the losses of labels.
+
+        Args:
+          tokens, train, labels: as of `jdeq.models.DEQTransformerLM`.
+          probe: is left alone: its gradient is zero.
+        Returns:
+          the first as of `jdeq.models.DEQTransformerLM`; a Solution of the same form for the sake
+          of the training step: z is the last layer's output, nfe the number of layers, residual 0
+          and status CONVERGED, [batch, length].
+        Raises:
+          ValueError: for tokens of another rank or dtype, or a memory of another batch.
+        """
+        del train, probe
+        config = self.config
+        embedding, z = embed(config, self.dtype, tokens, "jdeq.models.TransformerXL")
+        names = [f"input{i}" for i in range(config.layers)]
+        memory = SegmentMemory(self, config.memory, dict.fromkeys(names, z))
+        inputs = {}
+        for i, name in enumerate(names):
+            inputs[name] = z
+            block = TransformerBlock(config, self.dtype, name=f"layer{i}")
+            z = block(z, memory.past[name], filled=memory.filled)
+        memory.write(inputs)
+        stats = SolverStats(
+            nfe=jnp.full(tokens.shape, config.layers, jnp.int32),
+            residual=jnp.zeros(tokens.shape, jnp.promote_types(z.dtype, jnp.float32)),
+            status=jnp.full(tokens.shape, Status.CONVERGED, jnp.int32),
+        )
+        return predict(config, embedding, z, labels), Solution(z, stats, None)
