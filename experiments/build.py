@@ -10,9 +10,14 @@ import optax
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.data import Task
+from jdeq.data import Streams
 from jdeq.models import (
     LSTM,
     MDEQ,
+    DecoderDEQConfig,
+    DecoderDEQLM,
+    DEQTransformerConfig,
+    DEQTransformerLM,
     DEQTrellisNet,
     LSTMConfig,
     MDEQConfig,
@@ -20,6 +25,8 @@ from jdeq.models import (
     RevDEQConfig,
     RevDEQLM,
     RevDEQLMConfig,
+    TransformerXL,
+    TransformerXLConfig,
     TrellisConfig,
 )
 from jdeq.training import (
@@ -36,9 +43,12 @@ MODELS: dict[type, Any] = {
     RevDEQConfig: RevDEQ,
     RevDEQLMConfig: RevDEQLM,
     TrellisConfig: DEQTrellisNet,
+    DEQTransformerConfig: DEQTransformerLM,
+    DecoderDEQConfig: DecoderDEQLM,
+    TransformerXLConfig: TransformerXL,
     LSTMConfig: LSTM,
 }
-EXPLICIT = (LSTMConfig,)
+EXPLICIT = (TransformerXLConfig, LSTMConfig)
 """Baselines that solve nothing: without solver, gradient rule, penalty, pre-training, spectrum."""
 
 
@@ -149,6 +159,8 @@ def _check_fit(config: ExperimentConfig, task: Task) -> None:
     name = "vocab_size" if reads_tokens else "num_classes"
     outputs = getattr(config.model, name)
     # A vocabulary may be padded, to a size that suits the hardware.
+    if getattr(config.model, "memory", 0) and not isinstance(task.batches, Streams):
+        raise ConfigError("data.contiguous must be True for a model with a memory; got False")
     if outputs != task.classes and not (reads_tokens and outputs > task.classes):
         raise ConfigError(f"model.{name} must be {task.classes}, that of the data; got {outputs}")
 

@@ -14,7 +14,16 @@ import optax
 
 import jdeq
 from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
-from jdeq.models import LSTMConfig, MDEQConfig, RevDEQConfig, RevDEQLMConfig, TrellisConfig
+from jdeq.models import (
+    DecoderDEQConfig,
+    DEQTransformerConfig,
+    LSTMConfig,
+    MDEQConfig,
+    RevDEQConfig,
+    RevDEQLMConfig,
+    TransformerXLConfig,
+    TrellisConfig,
+)
 from jdeq.training import adamw, warmup_constant, warmup_cosine
 
 
@@ -210,7 +219,16 @@ class LoopConfig:
 class ExperimentConfig:
     """One run."""
 
-    model: MDEQConfig | RevDEQConfig | RevDEQLMConfig | TrellisConfig | LSTMConfig
+    model: (
+        MDEQConfig
+        | RevDEQConfig
+        | RevDEQLMConfig
+        | TrellisConfig
+        | DecoderDEQConfig
+        | DEQTransformerConfig
+        | TransformerXLConfig
+        | LSTMConfig
+    )
     loop: LoopConfig
     seed: int = 0
     """Of the initialisation, the order of the data, dropout and probes."""

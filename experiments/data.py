@@ -18,6 +18,7 @@ from jdeq.data import (
     PadCropFlip,
     ShuffledBatches,
     ShuffledWindows,
+    Streams,
     copy_memory,
     load_corpus,
     load_digits,
@@ -173,6 +174,8 @@ class StdlibData:
     batch_size: int = 16
     split_seed: int = 0
     """Which files are held out; apart from the run's seed, so that seeds share a test set."""
+    contiguous: bool = False
+    """Rows go on from batch to batch, for models with a memory; else windows are shuffled."""
     test_windows: int | None = 64
     """How many windows of the test text are evaluated, spread over it; None: all."""
 
@@ -192,6 +195,8 @@ class CorpusData:
     length: int
     """Tokens in a window."""
     batch_size: int = 32
+    contiguous: bool = False
+    """Rows go on from batch to batch, for models with a memory; else windows are shuffled."""
     test_windows: int | None = None
     """How many windows of the test text are evaluated, spread over it; None: all."""
 
@@ -223,9 +228,11 @@ class CopyMemoryData:
 
 
 def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
-    batches = ShuffledWindows(
-        tokens=corpus.train, length=data.length, batch_size=data.batch_size, seed=seed
-    )
+    size = {"length": data.length, "batch_size": data.batch_size}
+    if data.contiguous:
+        batches = Streams(tokens=corpus.train, **size)
+    else:
+        batches = ShuffledWindows(tokens=corpus.train, seed=seed, **size)
     test = windows(corpus.test, data.length)
     if data.test_windows is not None:
         rows = int((test.labels[:, -1] != IGNORED).sum())  # the last may be filled up

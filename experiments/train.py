@@ -153,6 +153,7 @@ def make_loop(run: Run) -> Loop:
         save_every=config.save_every,
         max_skipped=config.max_skipped,
         learning_rate=run.learning_rate,
+        restarts=getattr(run.task.batches, "starts", lambda position: False),
     )
 
 

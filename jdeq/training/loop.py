@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jdeq.regularizers import JacobianSchedule
 from jdeq.training.checkpoints import Checkpoints
@@ -45,6 +46,8 @@ class Loop:
       log_every: steps summed up in one "train" record.
       save_every: steps between checkpoints.
       max_skipped: non-finite steps in a row after which to give up.
+      restarts: whether the data at a position does not go on from the position before it: the
+        collection "memory" of the model is emptied there.
       learning_rate: by step, before a plateau's scale; for the record only.
     """
 
@@ -58,6 +61,7 @@ class Loop:
     save_every: int
     max_skipped: int
     learning_rate: Callable[[int], Any]
+    restarts: Callable[[int], bool] = lambda position: False
 
     def run(
         self,
@@ -111,6 +115,9 @@ class Loop:
     def _step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
         phase = next(phase for phase in self.phases if position < phase.until)
         start = time.perf_counter()
+        if "memory" in state.model_state and self.restarts(position):
+            empty = jax.tree.map(jnp.zeros_like, state.model_state["memory"])
+            state = state._replace(model_state={**state.model_state, "memory": empty})
         state, metrics = phase.step(
             state,
             self.batch_at(position),

@@ -93,6 +93,12 @@ def test_stops_that_cannot_be_are_refused(finished, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_memory_needs_rows_that_go_on(tmp_path, capsys):
+    argv = ["stdlib_deq_jr", "--workdir", str(tmp_path / "run"), "--data.no-contiguous"]
+    assert train.main(argv) == 2
+    assert "data.contiguous must be True for a model with a memory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,6 +9,7 @@ from jdeq.data import Dataset, ShuffledBatches
 from jdeq.training import (
     Checkpoints,
     NonFiniteError,
+    Phase,
     StopRequest,
     abstract_state,
     evaluate,
@@ -130,3 +131,29 @@ def test_step_compiles_once_a_variant(tmp_path):
     before = STEP._cache_size()
     run(make_loop(12), tmp_path / "again")
     assert STEP._cache_size() == before
+
+
+def test_memory_is_emptied_where_the_data_restarts(tmp_path):
+    """A step that remembers its position: at 0, 4 and 8 it finds nothing, else the one before."""
+    found = []
+
+    def remember(state, batch, weight, *, penalize):
+        found.append(int(state.model_state["memory"]["z"]))
+        metrics = {"loss_nats": 0.0, "learning_rate_scale": 1.0}
+        memory = {"z": jnp.asarray(1 + state.step, jnp.int32)}
+        model_state = {**state.model_state, "memory": memory}
+        return state._replace(step=state.step + 1, model_state=model_state), metrics
+
+    loop = make_loop(
+        10,
+        phases=[Phase(until=10, step=remember)],
+        restarts=lambda position: position % 4 == 0,
+        save_every=100,
+    )
+    state = initial_state()
+    state = state._replace(model_state={**state.model_state, "memory": {"z": jnp.int32(7)}})
+    checkpoints = Checkpoints(tmp_path)
+    with StopRequest() as stop:
+        loop.run(state, checkpoints=checkpoints, sinks=[], stop=stop, extra={"train_seconds": 0.0})
+    checkpoints.close()
+    assert found == [0, 1, 2, 3, 0, 5, 6, 7, 0, 9]
