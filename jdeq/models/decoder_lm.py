@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import Implicit
 from jdeq.linen import DEQ
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Anderson
 from jdeq.types import Solution, require_integer
 
@@ -137,8 +138,7 @@ class DecoderDEQLM(nn.Module):
         """Logits of the token after each, and the solve.
 
         Args:
-          tokens: ids below ``config.vocab_size``, any number a row. (An id beyond the vocabulary
-            gives NaN.)
+          tokens: ids in 0..vocab_size - 1; the logits after another id are NaN.
           train: changes nothing: there is no dropout.
           probe: see ``jdeq.backward_probe``.
         Returns:
@@ -150,11 +150,7 @@ class DecoderDEQLM(nn.Module):
         """
         del train
         config = self.config
-        if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-            raise ValueError(
-                "jdeq.models.DecoderDEQLM: tokens must be integers [batch, length]; got "
-                f"{jnp.result_type(tokens)} of shape {jnp.shape(tokens)}"
-            )
+        tokens, known = known_tokens("jdeq.models.DecoderDEQLM", tokens, config.vocab_size)
         unit = nn.initializers.normal(1.0)
         x = nn.Embed(config.vocab_size, config.width, embedding_init=unit, name="token")(tokens)
         solution = DEQ(
@@ -169,4 +165,4 @@ class DecoderDEQLM(nn.Module):
         )(x if self.dtype is None else x.astype(self.dtype), probe=probe)
         z = solution.z.astype(jnp.promote_types(solution.z.dtype, jnp.float32))
         head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")
-        return head(z), solution
+        return mark_unknown(head(z), known), solution

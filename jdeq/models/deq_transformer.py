@@ -29,6 +29,7 @@ from jdeq.layers import AdaptiveEmbedding, RelativeAttention, VariationalDropout
 from jdeq.linen import DEQ
 from jdeq.models.deq_transformer_config import DEQTransformerConfig
 from jdeq.models.segment_memory import SegmentMemory
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Anderson
 from jdeq.types import Solution
 
@@ -147,7 +148,7 @@ class DEQTransformerLM(nn.Module):
         """Log-probabilities of the token after each, and the solve.
 
         Args:
-          tokens: ids below ``config.vocab_size``. (An id beyond the vocabulary gives NaN.)
+          tokens: ids in 0..vocab_size - 1; what follows another id is NaN.
           train: changes nothing: dropout is on where a 'dropout' rng is given.
           probe: see ``jdeq.backward_probe``.
           labels: the tokens after each, negative where there is none to predict.
@@ -164,7 +165,8 @@ class DEQTransformerLM(nn.Module):
         """
         del train
         config = self.config
-        embedding, e = embed(config, self.dtype, tokens, "jdeq.models.DEQTransformerLM")
+        tokens, known = known_tokens("jdeq.models.DEQTransformerLM", tokens, config.vocab_size)
+        embedding, e = embed(config, self.dtype, tokens)
         inject = nn.Dense(
             3 * config.width,
             kernel_init=published_normal(config.width),
@@ -185,18 +187,13 @@ class DEQTransformerLM(nn.Module):
             name="deq",
         )(x, probe=probe)
         memory.write({"z": solution.z, "u": u})
-        return predict(config, embedding, solution.z, labels), solution
+        return mark_unknown(predict(config, embedding, solution.z, labels), known), solution
 
 
 def embed(
-    config: DEQTransformerConfig, dtype: Any, tokens: Array, who: str
+    config: DEQTransformerConfig, dtype: Any, tokens: Array
 ) -> tuple[AdaptiveEmbedding, Float[Array, "batch length width"]]:
     """The vocabulary of a model and its embeddings of the tokens, with dropout."""
-    if jnp.ndim(tokens) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-        raise ValueError(
-            f"{who}: tokens must be integers [batch, length]; got {jnp.result_type(tokens)} of "
-            f"shape {jnp.shape(tokens)}"
-        )
     embedding = AdaptiveEmbedding(
         config.vocab_size,
         config.width,

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jdeq.models.tokens import require_tokens
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.types import Solution, SolverStats, Status, require_integer
 
 
@@ -54,7 +54,7 @@ class LSTM(nn.Module):
         """Logits for every position, in the form that the implicit models return.
 
         Args:
-          tokens: ids below ``config.vocab_size``.
+          tokens: ids in 0..vocab_size - 1; the logits after another id are NaN.
           train, probe: change nothing: there is no dropout, and no solve to report on.
         Returns:
           logits float32[batch, length, vocab_size]; a Solution with the states
@@ -65,8 +65,8 @@ class LSTM(nn.Module):
         Cost: ``length`` steps, one after another.
         """
         del train, probe
-        require_tokens("jdeq.models.LSTM", tokens)
         config = self.config
+        tokens, known = known_tokens("jdeq.models.LSTM", tokens, config.vocab_size)
         unit = nn.initializers.normal(1.0)
         x = nn.Embed(config.vocab_size, config.embed_width, embedding_init=unit, name="token")(
             tokens
@@ -76,4 +76,5 @@ class LSTM(nn.Module):
         stats = SolverStats(
             nfe=each, residual=jnp.zeros_like(h, shape=each.shape), status=each * Status.CONVERGED
         )
-        return nn.Dense(config.vocab_size, name="head")(h), Solution(h, stats, None)
+        logits = nn.Dense(config.vocab_size, name="head")(h)
+        return mark_unknown(logits, known), Solution(h, stats, None)

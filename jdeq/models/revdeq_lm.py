@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import ReversibleGradient
 from jdeq.linen import DEQ
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Reversible
 from jdeq.types import Solution, require_integer
 
@@ -137,14 +138,17 @@ class RevDEQLM(nn.Module):
         """
         del train
         config = self.config
-        _check_tokens(config, tokens)
+        tokens, known = known_tokens("jdeq.models.RevDEQLM", tokens, config.vocab_size)
+        if tokens.shape[1] > config.length:
+            raise ValueError(
+                f"jdeq.models.RevDEQLM: tokens must have at most config.length={config.length} a "
+                f"row; got {tokens.shape[1]}"
+            )
         unit = nn.initializers.normal(1.0)
         embed = nn.Embed(config.vocab_size, config.width, embedding_init=unit, name="token")
         position = nn.initializers.normal(0.3)
         where = self.param("position", position, (config.length, config.width))
-        # A NaN in the state would reach earlier positions, through products with masked zeros.
-        known = (tokens >= 0) & (tokens < config.vocab_size)
-        x = embed(jnp.where(known, tokens, 0)) + where[: tokens.shape[1]]
+        x = embed(tokens) + where[: tokens.shape[1]]
         solution = DEQ(
             cell=RevDEQLMCell(config.heads, config.expansion, self.dtype, parent=None),
             solver=self.solver,
@@ -158,18 +162,4 @@ class RevDEQLM(nn.Module):
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(solution.z)
         head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")
         logits = head(h.astype(jnp.promote_types(h.dtype, jnp.float32)))
-        return jnp.where(known[..., None], logits, jnp.nan), solution
-
-
-def _check_tokens(config: RevDEQLMConfig, tokens: Array) -> None:
-    shape = jnp.shape(tokens)
-    if len(shape) != 2 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-        raise ValueError(
-            "jdeq.models.RevDEQLM: tokens must be integers [batch, length]; got "
-            f"{jnp.result_type(tokens)} of shape {shape}"
-        )
-    if shape[1] > config.length:
-        raise ValueError(
-            f"jdeq.models.RevDEQLM: tokens must have at most config.length={config.length} a row; "
-            f"got {shape[1]}"
-        )
+        return mark_unknown(logits, known), solution

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from jdeq.models.deq_transformer import TransformerBlock, embed, predict
 from jdeq.models.deq_transformer_config import TransformerXLConfig
 from jdeq.models.segment_memory import SegmentMemory
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.types import Solution, SolverStats, Status
 
 
@@ -56,7 +57,8 @@ class TransformerXL(nn.Module):
         """
         del train, probe
         config = self.config
-        embedding, z = embed(config, self.dtype, tokens, "jdeq.models.TransformerXL")
+        tokens, known = known_tokens("jdeq.models.TransformerXL", tokens, config.vocab_size)
+        embedding, z = embed(config, self.dtype, tokens)
         names = [f"input{i}" for i in range(config.layers)]
         memory = SegmentMemory(self, config.memory, dict.fromkeys(names, z))
         inputs = {}
@@ -70,4 +72,5 @@ class TransformerXL(nn.Module):
             residual=jnp.zeros(tokens.shape, jnp.promote_types(z.dtype, jnp.float32)),
             status=jnp.full(tokens.shape, Status.CONVERGED, jnp.int32),
         )
-        return predict(config, embedding, z, labels), Solution(z, stats, None)
+        outputs = predict(config, embedding, z, labels)
+        return mark_unknown(outputs, known), Solution(z, stats, None)

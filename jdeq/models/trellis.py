@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jdeq.gradients import Implicit, Unrolled
 from jdeq.layers import VariationalDropout, WeightNormDense
 from jdeq.linen import DEQ
-from jdeq.models.tokens import require_tokens
+from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Picard
 from jdeq.types import Solution, require_integer
 
@@ -183,7 +183,7 @@ class DEQTrellisNet(nn.Module):
         """Logits for every position, and the solve.
 
         Args:
-          tokens: ids below ``config.vocab_size``. (An id beyond the vocabulary gives NaN.)
+          tokens: ids in 0..vocab_size - 1; the logits after another id are NaN.
           train: changes nothing: dropout goes by the rng.
           probe: see ``jdeq.backward_probe``.
         Returns:
@@ -195,7 +195,7 @@ class DEQTrellisNet(nn.Module):
         """
         del train
         config = self.config
-        require_tokens("jdeq.models.DEQTrellisNet", tokens)
+        tokens, known = known_tokens("jdeq.models.DEQTrellisNet", tokens, config.vocab_size)
 
         def drop(rate, a):
             return VariationalDropout(rate, broadcast_dims=(1,))(a)
@@ -226,9 +226,9 @@ class DEQTrellisNet(nn.Module):
             h = h[..., -config.embed_width :]
         h = drop(config.output_dropout, h)
         if not config.tied:
-            return nn.Dense(config.vocab_size, name="head")(h), solution
+            return mark_unknown(nn.Dense(config.vocab_size, name="head")(h), known), solution
         bias = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
-        return embed.attend(h) + bias, solution
+        return mark_unknown(embed.attend(h) + bias, known), solution
 
 
 def trellis_net(config: TrellisConfig, *, layers: int, dtype: Any = None) -> DEQTrellisNet:

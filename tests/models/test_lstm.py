@@ -47,3 +47,10 @@ def test_refused():
         LSTMConfig(vocab_size=5, hidden=0, embed_width=2)
     with pytest.raises(ValueError, match="jdeq.models.LSTM: tokens must be integers"):
         LSTM(TINY).init(jax.random.key(0), jnp.zeros((2, 6)))
+
+
+def test_an_unknown_token_gives_nan_there_only():
+    model = LSTM(TINY)
+    variables = model.init(jax.random.key(0), TOKENS)
+    logits, _ = model.apply(variables, TOKENS.at[0, 2].set(5))
+    assert np.isnan(logits[0, 2]).all() and np.isfinite(np.delete(logits, 2, axis=1)).all()

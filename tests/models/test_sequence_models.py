@@ -200,3 +200,15 @@ def test_tokens_that_do_not_fit_are_refused(name):
     for wrong in (jnp.zeros((2, 8)), jnp.zeros(8, jnp.int32)):
         with pytest.raises(ValueError, match=r"tokens must be integers \[batch, length\]; got"):
             jax.eval_shape(model.init, jax.random.key(0), wrong)
+
+
+@pytest.mark.parametrize("bad", [-1, VOCAB])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_unknown_token_gives_nan_there_and_nothing_before(name, bad):
+    variables, apply = variables_of(name), run(MODELS[name])
+    (before, _), _ = apply(variables, TOKENS)
+    (after, _), memory = apply(variables, TOKENS.at[0, 3].set(bad))
+    assert np.isnan(after[0, 3]).all() and np.isfinite(np.delete(after, 3, axis=1)).all()
+    np.testing.assert_array_equal(after[:, :3], before[:, :3])
+    np.testing.assert_array_equal(after[1], before[1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memory))

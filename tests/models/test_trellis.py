@@ -257,3 +257,11 @@ def test_what_does_not_fit_is_refused():
         DEQTrellisNet(TINY).init(jax.random.key(0), jnp.zeros((2, 8)))
     with pytest.raises(ValueError, match="jdeq.models.trellis_net: layers must be >= 1; got 0"):
         trellis_net(TINY, layers=0)
+
+
+@pytest.mark.parametrize("config", [TINY, CYCLE], ids=["tied", "cycle"])
+def test_an_unknown_token_gives_nan_there_only(config):
+    variables = variables_of(config)
+    logits, sol = jax.jit(DEQTrellisNet(config).apply)(variables, TOKENS.at[0, 2].set(11))
+    assert np.isnan(logits[0, 2]).all() and np.isfinite(np.delete(logits, 2, axis=1)).all()
+    assert np.isfinite(sol.z["h"]).all()
