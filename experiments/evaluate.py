@@ -8,6 +8,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -52,13 +53,8 @@ def run(arguments: Arguments) -> int:
     if restored is None:
         raise CheckpointError(f"no checkpoints in {checkpoints.directory}")
     budgets, rtols = arguments.budgets, arguments.rtols
-    per_step = report.evaluations_per_step(trained.model.solver)
-    missed = [b for b in budgets or () if per_step is None or b % per_step]
-    if missed:
-        rule = "empty, its steps differ" if per_step is None else f"multiples of {per_step}"
-        raise ConfigError(f"budgets must be {rule} for {trained.model.solver}; got {missed[0]}")
-    if budgets == () and rtols == ():
-        raise ConfigError("budgets and rtols must not both be empty")
+    if trained.implicit:
+        _check_stops(trained.model.solver, budgets, rtols)
     if restored.extra["data"] != trained.task.data:
         console.print(
             f"warning: trained on other data ({restored.extra['data']}) than is evaluated on here "
@@ -78,6 +74,17 @@ def run(arguments: Arguments) -> int:
     )
     console.print(report.table(rows))
     return 0
+
+
+def _check_stops(solver: Any, budgets: Sequence[int] | None, rtols: Sequence[float] | None) -> None:
+    """Refuse budgets that the solver cannot stop at, and nothing at all."""
+    per_step = report.evaluations_per_step(solver)
+    missed = [b for b in budgets or () if per_step is None or b % per_step]
+    if missed:
+        rule = "empty, its steps differ" if per_step is None else f"multiples of {per_step}"
+        raise ConfigError(f"budgets must be {rule} for {solver}; got {missed[0]}")
+    if budgets == () and rtols == ():
+        raise ConfigError("budgets and rtols must not both be empty")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
