@@ -66,7 +66,7 @@ class ShuffledBatches:
     def indices(self, position: int) -> Int[np.ndarray, " batch"]:
         """Which examples stand at ``position``."""
         epoch, index = divmod(position, self.batches_per_epoch)
-        order = _permutation(self.seed, epoch, len(self.data.labels))
+        order = permutation(self.seed, epoch, len(self.data.labels))
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __call__(self, position: int) -> Dataset:
@@ -81,8 +81,9 @@ class ShuffledBatches:
         return Dataset(images, self.data.labels[chosen])
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # threads may be at work in two epochs at once
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of an epoch."""
     return np.random.default_rng((seed, 0, epoch)).permutation(size)
 
 

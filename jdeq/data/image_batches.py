@@ -1,7 +1,6 @@
 """Batches of images that are read and augmented on the way, addressed by position."""
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from jdeq.data.augment import Example, Recipe
-from jdeq.data.batches import Dataset
+from jdeq.data.batches import Dataset, permutation
 from jdeq.data.images import ImageSet
+from jdeq.data.shards import check_shards, shard_rows
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class ImageBatches:
     num_shards: int = 1
 
     def __post_init__(self):
-        _check("ImageBatches", self.batch_size, self.shard, self.num_shards)
+        check_shards("ImageBatches", self.batch_size, self.shard, self.num_shards)
         if self.batch_size > len(self.source):
             raise ValueError(
                 f"jdeq.data.ImageBatches: batch_size must be in 1..{len(self.source)}, the number "
@@ -64,8 +64,10 @@ class ImageBatches:
     def indices(self, position: int) -> Int[np.ndarray, " batch"]:
         """Which examples this shard reads at ``position``."""
         epoch, index = divmod(position, self.batches_per_epoch)
-        order = _permutation(self.seed, epoch, len(self.source))
-        return order[_rows(index, self.batch_size, self.shard, self.num_shards)]
+        # numpy's, not grain's shuffle: this reads nothing, and does not hang on grain's version.
+        order = permutation(self.seed, epoch, len(self.source))
+        batch = order[index * self.batch_size : (index + 1) * self.batch_size]
+        return batch[shard_rows(self.batch_size, self.shard, self.num_shards)]
 
     def __call__(self, position: int) -> Dataset:
         """This shard's rows of the batch at ``position``."""
@@ -103,7 +105,7 @@ class OrderedImageBatches:
     num_shards: int = 1
 
     def __post_init__(self):
-        _check("OrderedImageBatches", self.batch_size, self.shard, self.num_shards)
+        check_shards("OrderedImageBatches", self.batch_size, self.shard, self.num_shards)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -111,11 +113,12 @@ class OrderedImageBatches:
     def __call__(self, position: int) -> tuple[Dataset, int]:
         """This shard's rows of the batch, and how many of them count (the first ones)."""
         last = len(self.source) - 1
-        rows = _rows(position, self.batch_size, self.shard, self.num_shards)
-        count = min(max(last + 1 - rows.start, 0), rows.stop - rows.start)
-        read = range(rows.start, rows.start + count) or [last]
+        rows = shard_rows(self.batch_size, self.shard, self.num_shards)
+        start, size = position * self.batch_size + rows.start, rows.stop - rows.start
+        count = min(max(last + 1 - start, 0), size)
+        read = range(start, start + count) or [last]
         examples = [self._resized(i) for i in read]
-        examples += examples[-1:] * (rows.stop - rows.start - len(examples))
+        examples += examples[-1:] * (size - len(examples))
         return self.images.normalise(examples), count
 
     def _resized(self, index: int) -> Example:
@@ -153,29 +156,3 @@ def prefetched(
         yield from iterator
     finally:
         iterator.close()
-
-
-# numpy's, not grain's shuffle: `indices` says what stands where without reading anything, and the
-# order of a run does not hang on grain's version. Threads may be at work in two epochs at once.
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, 0, epoch)).permutation(size)
-
-
-def _rows(index: int, batch_size: int, shard: int, num_shards: int) -> slice:
-    size = batch_size // num_shards
-    start = index * batch_size + shard * size
-    return slice(start, start + size)
-
-
-def _check(where: str, batch_size: int, shard: int, num_shards: int) -> None:
-    if num_shards < 1 or not 0 <= shard < num_shards:
-        raise ValueError(
-            f"jdeq.data.{where}: shard must be in 0..num_shards - 1; "
-            f"got shard {shard} of {num_shards}"
-        )
-    if batch_size < 1 or batch_size % num_shards:
-        raise ValueError(
-            f"jdeq.data.{where}: batch_size must be a positive multiple of num_shards, "
-            f"{num_shards}; got {batch_size}"
-        )

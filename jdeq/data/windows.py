@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jdeq.data.batches import IGNORED, Dataset
+from jdeq.data.shards import check_shards, shard_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,9 +109,7 @@ class Streams:
         return _gather(self.tokens, starts, self.length)
 
 
-def windows(
-    tokens: Integer[np.ndarray, " tokens"], length: int, *, limit: int | None = None
-) -> Dataset:
+def windows(tokens: Integer[np.ndarray, " tokens"], length: int) -> Dataset:
     """The whole text in order: every token but the first is predicted exactly once.
 
     Row i holds inputs ``tokens[i length : (i + 1) length]``, and as labels the tokens one further
@@ -119,7 +118,6 @@ def windows(
     Args:
       tokens: ids, at least 2.
       length: of a row, >= 1.
-      limit: only the first so many rows, >= 1.
     Returns:
       inputs and labels, int32 [rows, length].
     Raises:
@@ -129,15 +127,13 @@ def windows(
     for name, value, least in (
         ("the number of tokens", len(tokens), 2),
         ("length", length, 1),
-        ("limit", 1 if limit is None else limit, 1),
     ):
         if value < least:
             raise ValueError(f"jdeq.data.windows: {name} must be >= {least}; got {value}")
     rows = -(-(len(tokens) - 1) // length)
-    rows = rows if limit is None else min(rows, limit)
     inputs = np.zeros(rows * length, np.int32)
     labels = np.full(rows * length, IGNORED, np.int32)
-    count = min(rows * length, len(tokens) - 1)
+    count = len(tokens) - 1
     inputs[:count] = tokens[:count]
     labels[:count] = tokens[1 : count + 1]
     return Dataset(inputs.reshape(rows, length), labels.reshape(rows, length))
@@ -150,26 +146,16 @@ def _gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> Dataset:
 
 
 def _rows(batches: ShuffledWindows | Streams) -> slice:
-    count = batches.batch_size // batches.num_shards
-    return slice(batches.shard * count, (batches.shard + 1) * count)
+    return shard_rows(batches.batch_size, batches.shard, batches.num_shards)
 
 
 def _check(batches: ShuffledWindows | Streams, *, needed: int) -> None:
     name = f"jdeq.data.{type(batches).__name__}"
     if batches.tokens.ndim != 1:
         raise ValueError(f"{name}: tokens must have one axis; got shape {batches.tokens.shape}")
-    for option in ("length", "batch_size", "num_shards"):
-        if getattr(batches, option) < 1:
-            raise ValueError(f"{name}: {option} must be >= 1; got {getattr(batches, option)}")
-    if batches.batch_size % batches.num_shards:
-        raise ValueError(
-            f"{name}: num_shards must divide batch_size {batches.batch_size}; "
-            f"got {batches.num_shards}"
-        )
-    if not 0 <= batches.shard < batches.num_shards:
-        raise ValueError(
-            f"{name}: shard must be in 0..{batches.num_shards - 1}; got {batches.shard}"
-        )
+    if batches.length < 1:
+        raise ValueError(f"{name}: length must be >= 1; got {batches.length}")
+    check_shards(type(batches).__name__, batches.batch_size, batches.shard, batches.num_shards)
     if len(batches.tokens) < needed:
         raise ValueError(
             f"{name}: tokens must be at least {needed} for one batch of {batches.batch_size} "
