@@ -158,9 +158,9 @@ def _check_fit(config: ExperimentConfig, task: Task) -> None:
         raise ConfigError(f"data must be {'text' if reads_tokens else 'images'} for a {kind}")
     name = "vocab_size" if reads_tokens else "num_classes"
     outputs = getattr(config.model, name)
-    # A vocabulary may be padded, to a size that suits the hardware.
     if getattr(config.model, "memory", 0) and not isinstance(task.batches, Streams):
         raise ConfigError("data.contiguous must be True for a model with a memory; got False")
+    # A vocabulary may be padded, to a size that suits the hardware.
     if outputs != task.classes and not (reads_tokens and outputs > task.classes):
         raise ConfigError(f"model.{name} must be {task.classes}, that of the data; got {outputs}")
 

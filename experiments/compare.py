@@ -57,7 +57,7 @@ def run(arguments: Arguments) -> int:
     )
     scale, unit, digits = _QUALITIES[quality]
     print(f"{unit}, mean +- standard deviation over seeds\n")
-    others = _differing([config for config in groups])
+    others = _differing(list(groups))
     heads = ["solver", "gradient", "gamma", *others, "seeds", *stops]
     heads += ["nfe at the last", "spectral radius", "train s"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")

@@ -62,7 +62,7 @@ def nfe_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
     for name, label in (("nfe_forward", "forward"), ("nfe_backward", "backward")):
         steps, values = series(records, "train", name)
         ax.plot(steps, values, label=label, lw=1.0)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * ax.get_ylim()[1])  # a budget that is always spent is a line at the top
     return _finish(ax, "evaluations a sample")
 
 

@@ -9,6 +9,7 @@ sections 3 and 4.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -90,9 +91,12 @@ def resolvent(weights: Array, step: float) -> Array:
 
 def monotone_matrix(a: Array, b: Array, margin: float) -> Array:
     """``W = (1 - m) I - A^H A + B - B^H`` for matrices in the last two axes."""
-    adjoint = lambda w: jnp.conj(jnp.swapaxes(w, -1, -2))  # noqa: E731
     eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-    return (1.0 - margin) * eye - adjoint(a) @ a + b - adjoint(b)
+    return (1.0 - margin) * eye - _adjoint(a) @ a + b - _adjoint(b)
+
+
+def _adjoint(w: Array) -> Array:
+    return jnp.conj(jnp.swapaxes(w, -1, -2))
 
 
 def dense_product(w: Float[Array, "n n"], z: Float[Array, "batch n"]) -> Float[Array, "batch n"]:
@@ -126,8 +130,8 @@ def tiered_product(weights: dict[str, Any], z: tuple[Array, ...]) -> tuple[Array
 
     ``(A z)_j = conv(z_j) + conv(z_{j-1}, stride 2)``, 3x3, and so B.
     """
-    apply_a = lambda z: _bidiagonal(weights["a"], z)  # noqa: E731
-    apply_b = lambda z: _bidiagonal(weights["b"], z)  # noqa: E731
+    apply_a = functools.partial(_bidiagonal, weights["a"])
+    apply_b = functools.partial(_bidiagonal, weights["b"])
     image_a, image_b = apply_a(z), apply_b(z)
     (back_a,) = jax.linear_transpose(apply_a, z)(image_a)
     (back_b,) = jax.linear_transpose(apply_b, z)(z)
