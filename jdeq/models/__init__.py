@@ -1,6 +1,12 @@
 """The models of the DEQ papers."""
 
-from jdeq.models.decoder_lm import DECODER_DEQ_BYTES, DecoderCell, DecoderDEQConfig, DecoderDEQLM
+from jdeq.models.decoder_lm import (
+    DECODER_DEQ_BYTES,
+    DecoderCell,
+    DecoderDEQConfig,
+    DecoderDEQLM,
+    DecoderInjection,
+)
 from jdeq.models.deq_transformer import DEQTransformerCell, DEQTransformerLM, Injection
 from jdeq.models.deq_transformer_config import (
     DEQ_TRANSFORMER_WIKITEXT103,
@@ -9,6 +15,7 @@ from jdeq.models.deq_transformer_config import (
     DEQTransformerConfig,
     TransformerXLConfig,
 )
+from jdeq.models.generation import Generated, Sampling, generate
 from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
@@ -32,6 +39,7 @@ from jdeq.models.trellis import (
     DEQTrellisNet,
     TrellisCell,
     TrellisConfig,
+    TrellisInjection,
     trellis_net,
 )
 
@@ -46,6 +54,8 @@ __all__ = [
     "DecoderCell",
     "DecoderDEQConfig",
     "DecoderDEQLM",
+    "DecoderInjection",
+    "Generated",
     "Injection",
     "LSTM",
     "LSTMConfig",
@@ -74,10 +84,13 @@ __all__ = [
     "TRANSFORMER_XL_WIKITEXT103",
     "TRELLIS_PTB",
     "TRELLIS_WIKITEXT103",
+    "Sampling",
     "TransformerXL",
     "TransformerXLConfig",
     "TrellisCell",
     "TrellisConfig",
+    "TrellisInjection",
+    "generate",
     "largest_step",
     "trellis_net",
     "tune_step",
