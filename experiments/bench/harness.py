@@ -28,6 +28,7 @@ class Case:
       args: its arguments, arrays only.
       reference: name of the case in the same group that its ratio is taken to.
       check: turns its output into the facts reported beside the times.
+      counted: False where ``make`` leaves f aside, as for a whole model.
     """
 
     group: str
@@ -37,6 +38,7 @@ class Case:
     args: tuple
     reference: str
     check: Callable[[Any], dict[str, float]] = lambda output: {}
+    counted: bool = True
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -117,7 +119,8 @@ def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
         result.error = _headline(error)
         return result, None
     try:
-        result.counts = count(case.make, case.f, case.args)
+        if case.counted:
+            result.counts = count(case.make, case.f, case.args)
     except Exception as error:  # timed all the same
         result.error = f"not counted: {_headline(error)}"
     result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))
