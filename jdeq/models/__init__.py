@@ -11,7 +11,22 @@ from jdeq.models.deq_transformer_config import (
 )
 from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
-from jdeq.models.mdeq_config import MDEQ_CIFAR_LARGE, MDEQ_CIFAR_TINY, MDEQ_DIGITS, MDEQConfig
+from jdeq.models.mdeq_config import (
+    MDEQ_CIFAR_LARGE,
+    MDEQ_CIFAR_TINY,
+    MDEQ_CITYSCAPES_LARGE,
+    MDEQ_CITYSCAPES_SMALL,
+    MDEQ_CITYSCAPES_XL,
+    MDEQ_DIGITS,
+    MDEQ_IMAGENET_LARGE,
+    MDEQ_IMAGENET_LARGE_JR,
+    MDEQ_IMAGENET_SMALL,
+    MDEQ_IMAGENET_SMALL_JR,
+    MDEQ_IMAGENET_XL,
+    MDEQConfig,
+    MDEQSegmenterConfig,
+)
+from jdeq.models.mdeq_segmenter import MDEQSegmenter
 from jdeq.models.mondeq import (
     MONDEQ_CIFAR_MULTI,
     MONDEQ_CIFAR_MULTI_LARGE,
@@ -52,9 +67,19 @@ __all__ = [
     "MDEQ",
     "MDEQCell",
     "MDEQConfig",
+    "MDEQSegmenter",
+    "MDEQSegmenterConfig",
     "MDEQ_CIFAR_LARGE",
     "MDEQ_CIFAR_TINY",
+    "MDEQ_CITYSCAPES_LARGE",
+    "MDEQ_CITYSCAPES_SMALL",
+    "MDEQ_CITYSCAPES_XL",
     "MDEQ_DIGITS",
+    "MDEQ_IMAGENET_LARGE",
+    "MDEQ_IMAGENET_LARGE_JR",
+    "MDEQ_IMAGENET_SMALL",
+    "MDEQ_IMAGENET_SMALL_JR",
+    "MDEQ_IMAGENET_XL",
     "MONDEQ_CIFAR_MULTI",
     "MONDEQ_CIFAR_MULTI_LARGE",
     "MONDEQ_CIFAR_SINGLE",
