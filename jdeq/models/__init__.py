@@ -1,6 +1,12 @@
 """The models of the DEQ papers."""
 
 from jdeq.models.decoder_lm import DECODER_DEQ_BYTES, DecoderCell, DecoderDEQConfig, DecoderDEQLM
+from jdeq.models.densenet import (
+    DENSENET121_CIFAR,
+    DENSENET121_IMAGENET,
+    DenseNet,
+    DenseNetConfig,
+)
 from jdeq.models.deq_transformer import DEQTransformerCell, DEQTransformerLM, Injection
 from jdeq.models.deq_transformer_config import (
     DEQ_TRANSFORMER_WIKITEXT103,
@@ -9,6 +15,7 @@ from jdeq.models.deq_transformer_config import (
     DEQTransformerConfig,
     TransformerXLConfig,
 )
+from jdeq.models.deq_vit import DEQViT, DEQViTCell, DEQViTConfig
 from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import (
@@ -38,6 +45,15 @@ from jdeq.models.mondeq import (
     largest_step,
     tune_step,
 )
+from jdeq.models.resnet import (
+    RESNET18_CIFAR,
+    RESNET18_IMAGENET,
+    RESNET50_IMAGENET,
+    RESNET101_CIFAR,
+    RESNET101_IMAGENET,
+    ResNet,
+    ResNetConfig,
+)
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 from jdeq.models.transformer_xl import TransformerXL
@@ -52,15 +68,22 @@ from jdeq.models.trellis import (
 
 __all__ = [
     "DECODER_DEQ_BYTES",
+    "DENSENET121_CIFAR",
+    "DENSENET121_IMAGENET",
     "DEQTransformerCell",
     "DEQTransformerConfig",
     "DEQTransformerLM",
     "DEQTrellisNet",
+    "DEQViT",
+    "DEQViTCell",
+    "DEQViTConfig",
     "DEQ_TRANSFORMER_WIKITEXT103",
     "DEQ_TRANSFORMER_WIKITEXT103_JR",
     "DecoderCell",
     "DecoderDEQConfig",
     "DecoderDEQLM",
+    "DenseNet",
+    "DenseNetConfig",
     "Injection",
     "LSTM",
     "LSTMConfig",
@@ -87,9 +110,16 @@ __all__ = [
     "MONDEQ_MNIST_DENSE",
     "MonDEQ",
     "MonDEQConfig",
+    "RESNET101_CIFAR",
+    "RESNET101_IMAGENET",
+    "RESNET18_CIFAR",
+    "RESNET18_IMAGENET",
+    "RESNET50_IMAGENET",
     "REVDEQ_CIFAR",
     "REVDEQ_SMALL",
     "REVDEQ_WIKITEXT103",
+    "ResNet",
+    "ResNetConfig",
     "RevDEQ",
     "RevDEQCell",
     "RevDEQConfig",

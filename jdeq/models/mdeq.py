@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from jdeq.gradients import Implicit
 from jdeq.layers import VariationalDropout, WeightNormConv, loop_conv
 from jdeq.linen import DEQ
+from jdeq.models.image_parts import batch_norm, check_rank
 from jdeq.models.mdeq_config import MDEQBody, MDEQConfig
 from jdeq.solvers import Anderson
 from jdeq.types import Solution
@@ -277,21 +278,8 @@ def equilibrium(model: Any, images: Array, train: bool, probe: Any) -> Solution:
     )(x, probe=probe)
 
 
-def batch_norm(train: bool, dtype: Any, affine: bool = True) -> nn.BatchNorm:
-    """By the batch's statistics if ``train``, else by the running ones."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        use_bias=affine,
-        use_scale=affine,
-    )
-
-
 def _check_sides(who: str, name: str, shape: tuple[int, ...], halvings: int) -> None:
-    if len(shape) != 4:
-        raise ValueError(f"{who}: {name} must be [batch, height, width, channels]; got {shape}")
+    check_rank(who, shape, name)
     for axis, side in zip(("height", "width"), shape[1:3], strict=True):
         if side % 2**halvings:
             raise ValueError(

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdeq.gradients import Implicit
-from jdeq.models.mdeq import batch_norm, equilibrium
+from jdeq.models.image_parts import batch_norm
+from jdeq.models.mdeq import equilibrium
 from jdeq.models.mdeq_config import MDEQSegmenterConfig
 from jdeq.solvers import Anderson
 from jdeq.types import Solution
