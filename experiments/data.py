@@ -66,6 +66,8 @@ class Task:
     """The `fingerprint` of what is trained and tested on."""
     text: TextUnits | None = None
     """None where the examples are not text."""
+    segment: int | None = None
+    """How much of a test example a model with a memory reads at a time; None: all of it."""
 
     @property
     def quality(self) -> Literal["accuracy", "bits_per_byte", "word_perplexity"]:
@@ -80,12 +82,17 @@ class Task:
         rows = self.batches.batch_size * (4 if self.text is None else 1)
         return min(len(self.test.labels), rows)
 
+    def test_inputs(self, examples: int) -> np.ndarray:
+        """The inputs of the first test examples, or the first segments of those."""
+        inputs = self.test.inputs[:examples]
+        return inputs if self.segment is None else inputs[:, : self.segment]
+
     @property
     def items(self) -> tuple[str, int]:
         """What throughput counts, and how many a batch has."""
         if self.text is None:
             return "examples", self.batches.batch_size
-        return "tokens", self.batches.batch_size * self.test.labels.shape[1]
+        return "tokens", self.batches(0).labels.size
 
     def measures(self, means: dict[str, float]) -> dict[str, float]:
         """The means of `jdeq.training.evaluate` on the test examples, for text in its units.
@@ -178,6 +185,12 @@ class StdlibData:
     """Rows go on from batch to batch, for models with a memory; else windows are shuffled."""
     test_windows: int | None = 64
     """How many windows of the test text are evaluated, spread over it; None: all."""
+    test_length: int | None = None
+    """Bytes in such a window; a run that is ``contiguous`` reads it ``length`` at a time, with its
+    memory. None: ``length``."""
+    test_stride: int | None = None
+    """From one window to the next, of which only the last so many bytes count; None: the windows
+    do not overlap."""
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``."""
@@ -199,6 +212,12 @@ class CorpusData:
     """Rows go on from batch to batch, for models with a memory; else windows are shuffled."""
     test_windows: int | None = None
     """How many windows of the test text are evaluated, spread over it; None: all."""
+    test_length: int | None = None
+    """Tokens in such a window; a run that is ``contiguous`` reads it ``length`` at a time, with its
+    memory. None: ``length``."""
+    test_stride: int | None = None
+    """From one window to the next, of which only the last so many tokens count; None: the windows
+    do not overlap."""
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``."""
@@ -233,7 +252,13 @@ def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
         batches = Streams(tokens=corpus.train, **size)
     else:
         batches = ShuffledWindows(tokens=corpus.train, seed=seed, **size)
-    test = windows(corpus.test, data.length)
+    test_length = data.length if data.test_length is None else data.test_length
+    if data.contiguous and test_length % data.length:
+        raise ValueError(
+            f"data.test_length must be a multiple of data.length ({data.length}) where "
+            f"data.contiguous is True; got {test_length}"
+        )
+    test = windows(corpus.test, test_length, stride=data.test_stride)
     if data.test_windows is not None:
         rows = int((test.labels[:, -1] != IGNORED).sum())  # the last may be filled up
         if not 1 <= data.test_windows <= rows:
@@ -246,6 +271,7 @@ def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
         classes=corpus.vocab_size,
         data=fingerprint(corpus.train, *test),
         text=_units(corpus, test.labels[test.labels != IGNORED]),
+        segment=data.length if data.contiguous and test_length > data.length else None,
     )
 
 

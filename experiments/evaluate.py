@@ -14,10 +14,11 @@ import tyro
 from rich.console import Console
 
 from experiments import report, workdir
-from experiments.build import build
+from experiments.build import Run, build
 from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.config_files import read_config
+from experiments.data import Task
 from jdeq.training import CheckpointError, Checkpoints
 
 
@@ -33,6 +34,14 @@ class Arguments:
     rtols: tuple[float, ...] | None = None
     """Tolerances that each sample is solved to, in at most 50 evaluations (50 steps of
     NewtonKrylov); None: as above."""
+    test_length: int | None = None
+    """Of text: tokens in a window; a run that is contiguous reads it segment by segment, with its
+    memory. None: as in training."""
+    test_stride: int | None = None
+    """Of text: from one window to the next, of which only the last so many tokens count (a sliding
+    window); None: as in training."""
+    test_windows: int | None = None
+    """Of text: how many windows, spread over the test text; 0: all; None: as in training."""
 
 
 def run(arguments: Arguments) -> int:
@@ -61,19 +70,38 @@ def run(arguments: Arguments) -> int:
             f"({trained.task.data})",
             soft_wrap=True,
         )
+    task = _task(trained, arguments)
     rows = report.evaluate_at(
         trained.model,
         restored.state.variables,
-        trained.task,
+        task,
         budgets=trained.config.loop.budgets if budgets is None else budgets,
         rtols=trained.config.loop.rtols if rtols is None else rtols,
     )
     console.print(
         f"{arguments.workdir}: step {int(restored.state.step)} of {trained.total_steps}, "
-        f"{len(trained.task.test.labels)} test examples"
+        f"{len(task.test.labels)} test examples"
     )
     console.print(report.table(rows))
     return 0
+
+
+def _task(trained: Run, arguments: Arguments) -> Task:
+    """The data of the run, in other windows where those are asked for."""
+    names = ("test_length", "test_stride", "test_windows")
+    asked = {name: getattr(arguments, name) for name in names}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return trained.task
+    data = trained.config.data
+    if trained.task.text is None:
+        raise ConfigError(f"{next(iter(asked))} is for text; the run's data are {data}")
+    if asked.get("test_windows") == 0:
+        asked["test_windows"] = None
+    try:
+        return dataclasses.replace(data, **asked).build(trained.config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_stops(solver: Any, budgets: Sequence[int] | None, rtols: Sequence[float] | None) -> None:

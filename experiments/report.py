@@ -52,7 +52,7 @@ def evaluate_at(
     """
 
     def measure(**options):
-        step = make_eval_step(model.clone(**options))
+        step = make_eval_step(model.clone(**options), segment=task.segment)
         means = evaluate(step, variables, task.test, batch_size=task.test_batch_size)
         return task.measures(means)
 
@@ -224,6 +224,6 @@ def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
             causal=getattr(run.model, "causal", False),
         ).trace
 
-    inputs = run.task.test.inputs[: run.task.test_batch_size]
+    inputs = run.task.test_inputs(run.task.test_batch_size)
     trace = np.asarray(solve(state.variables, inputs))
     return trace.reshape(len(trace), -1)

@@ -159,7 +159,7 @@ def make_loop(run: Run) -> Loop:
 
 def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Loss, quality, evaluations and residual on the test examples, with the training solver."""
-    step, test = make_eval_step(run.model), run.task.test
+    step, test = make_eval_step(run.model, segment=run.task.segment), run.task.test
 
     def hook(state):
         means = evaluate(step, state.variables, test, batch_size=run.task.test_batch_size)
@@ -170,7 +170,7 @@ def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
 
 def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
-    inputs = run.task.test.inputs[: run.config.loop.spectrum_examples]
+    inputs = run.task.test_inputs(run.config.loop.spectrum_examples)
 
     @jax.jit
     def radii(variables):

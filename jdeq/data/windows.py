@@ -109,20 +109,25 @@ class Streams:
         return _gather(self.tokens, starts, self.length)
 
 
-def windows(tokens: Integer[np.ndarray, " tokens"], length: int) -> Dataset:
+def windows(
+    tokens: Integer[np.ndarray, " tokens"], length: int, *, stride: int | None = None
+) -> Dataset:
     """The whole text in order: every token but the first is predicted exactly once.
 
-    Row i holds inputs ``tokens[i length : (i + 1) length]``, and as labels the tokens one further
-    on. The last row is filled up: inputs 0, labels `IGNORED`, which a loss has to leave out.
+    Row i holds inputs ``tokens[i stride : i stride + length]``, and as labels the tokens one
+    further on: in the first row all of them, in the others the last ``stride``, each of which is so
+    predicted from at least ``length - stride`` tokens before it. Other labels are `IGNORED`, which
+    a loss has to leave out; the last row is filled up with those, and with inputs 0.
 
     Args:
       tokens: ids, at least 2.
       length: of a row, >= 1.
+      stride: in 1..length; None: ``length``, so that the rows do not overlap.
     Returns:
       inputs and labels, int32 [rows, length].
     Raises:
       ValueError: if a number is out of range.
-    Cost: 8 bytes a token.
+    Cost: ``8 length / stride`` bytes a token.
     """
     for name, value, least in (
         ("the number of tokens", len(tokens), 2),
@@ -130,13 +135,19 @@ def windows(tokens: Integer[np.ndarray, " tokens"], length: int) -> Dataset:
     ):
         if value < least:
             raise ValueError(f"jdeq.data.windows: {name} must be >= {least}; got {value}")
-    rows = -(-(len(tokens) - 1) // length)
-    inputs = np.zeros(rows * length, np.int32)
-    labels = np.full(rows * length, IGNORED, np.int32)
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        raise ValueError(f"jdeq.data.windows: stride must be in 1..{length}; got {stride}")
     count = len(tokens) - 1
-    inputs[:count] = tokens[:count]
-    labels[:count] = tokens[1 : count + 1]
-    return Dataset(inputs.reshape(rows, length), labels.reshape(rows, length))
+    rows = 1 + max(0, -(-(count - length) // stride))
+    inputs = np.zeros((rows, length), np.int32)
+    labels = np.full((rows, length), IGNORED, np.int32)
+    for row in range(rows):
+        text = tokens[row * stride : row * stride + length + 1]
+        inputs[row, : len(text) - 1] = text[:-1]
+        labels[row, : len(text) - 1] = text[1:]
+    labels[1:, : length - stride] = IGNORED
+    return Dataset(inputs, labels)
 
 
 def _gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> Dataset:

@@ -119,17 +119,50 @@ class Evaluation(NamedTuple):
 EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
 
 
-def make_eval_step(model: nn.Module) -> EvalStep:
-    """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages."""
+def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
+    """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages.
 
-    def step(variables, batch):
-        outputs: Any = model.apply(variables, batch.inputs)
+    Args:
+      model: called as ``model(inputs) -> (logits, solution)``.
+      segment: a sequence model reads the inputs [batch, length] so many positions at a time, with
+        what it keeps of one in its collection "memory" for the next, and nothing before the first;
+        divides ``length``. None: all at once and without memory.
+    """
+
+    def judge(outputs: Any, labels: Array) -> Evaluation:
         logits, solution = outputs
+        stats = solution.stats
         return Evaluation(
-            **score(logits, jnp.asarray(batch.labels))._asdict(),
-            nfe=solution.stats.nfe,
-            residual=solution.stats.residual,
-            status=solution.stats.status,
+            **score(logits, labels)._asdict(),
+            nfe=stats.nfe,
+            residual=stats.residual,
+            status=stats.status,
         )
 
-    return jax.jit(step)
+    def whole(variables, batch):
+        return judge(model.apply(variables, batch.inputs), jnp.asarray(batch.labels))
+
+    def by_segment(variables, batch):
+        variables = {name: value for name, value in variables.items() if name != "memory"}
+        inputs, labels = (_segments(leaf, segment) for leaf in batch)
+
+        def read(memory, part):
+            known = variables | ({"memory": memory} if memory else {})
+            outputs, kept = model.apply(known, part[0], mutable=["memory"])
+            return kept.get("memory", {}), judge(outputs, part[1])
+
+        shapes, _ = jax.eval_shape(read, {}, (inputs[0], labels[0]))
+        empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        _, parts = jax.lax.scan(read, empty, (inputs, labels))
+        return jax.tree.map(lambda a: jnp.concatenate(list(jnp.atleast_3d(a)), axis=1), parts)
+
+    return jax.jit(whole if segment is None else by_segment)
+
+
+def _segments(a: Int[Array, "batch length"], segment: int) -> Int[Array, "segments batch segment"]:
+    if a.shape[1] % segment:
+        raise ValueError(
+            f"jdeq.training.make_eval_step: segment must divide the length of the inputs "
+            f"({a.shape[1]}); got {segment}"
+        )
+    return jnp.moveaxis(jnp.asarray(a).reshape(len(a), -1, segment), 1, 0)

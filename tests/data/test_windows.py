@@ -165,3 +165,22 @@ def test_windows_go_through_padded_batches():
 def test_windows_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=f"jdeq.data.windows: {message}"):
         windows(*arguments)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 20), st.data())
+def test_sliding_windows_predict_every_token_once_after_enough_context(size, length, data):
+    stride = data.draw(st.integers(1, length))
+    inputs, labels = windows(text(size), length, stride=stride)
+    real = labels != IGNORED
+    np.testing.assert_array_equal(labels[real], np.arange(1, size))
+    np.testing.assert_array_equal(inputs[real] + 1, labels[real])
+    context = np.nonzero(real[1:])[1]
+    assert np.all(context >= length - stride)
+
+
+def test_a_stride_of_the_length_does_not_overlap():
+    for got, want in zip(windows(text(50), 7, stride=7), windows(text(50), 7), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match=r"jdeq.data.windows: stride must be in 1\.\.7; got 8"):
+        windows(text(50), 7, stride=8)

@@ -93,6 +93,46 @@ def test_stops_that_cannot_be_are_refused(finished, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("language")
+def test_sliding_windows_score_the_same_text_with_more_context(finished, capsys):
+    argv = ["--workdir", str(finished), "--budgets", "4", "--rtols", "--test-stride", "4"]
+    assert evaluate.main([*argv, "--test-windows", "6"]) == 0
+    assert "6 test examples" in capsys.readouterr().out
+    assert evaluate.main([*argv[:-1], "17"]) == 2
+    assert "stride must be in 1..16; got 17" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def with_memory(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "memory"
+    argv = (
+        "--model.width 8 --model.heads 2 --model.hidden 8 --model.memory 4 --data.length 4 "
+        "--data.batch-size 2 --data.test-windows 2 --data.test-length 12 --loop.steps 3 "
+        "--pretrain.steps 1 --loop.test-every 2 --loop.spectrum-every 3 "
+        "--loop.spectrum-examples 1 --loop.budgets 2 --loop.rtols 0.1 --optimizer.warmup-steps 1 "
+        "--solver.max-steps 2 --gradient.max-steps 2"
+    ).split()
+    assert train.main(["stdlib_deq_jr", "--workdir", str(workdir), *argv]) == 0
+    return workdir
+
+
+@pytest.mark.xdist_group("memory_run")
+def test_a_model_with_a_memory_is_tested_on_long_windows(with_memory, capsys):
+    def bits(*options):
+        argv = ["--workdir", str(with_memory), "--budgets", "2", "--rtols", *options]
+        assert evaluate.main(argv) == 0
+        return next(row for row in capsys.readouterr().out.splitlines() if "after 2" in row)
+
+    (row,) = (
+        r for r in json.loads((with_memory / "report.json").read_text())["test"] if "budget" in r
+    )
+    assert f"{row['bits_per_byte']:.3f}" in bits()
+    assert bits("--test-length", "4", "--test-windows", "6") != bits()
+    argv = ["--workdir", str(with_memory), "--test-length", "6"]
+    assert evaluate.main(argv) == 2
+    assert "data.test_length must be a multiple of data.length (4)" in capsys.readouterr().err
+
+
 def test_a_memory_needs_rows_that_go_on(tmp_path, capsys):
     argv = ["stdlib_deq_jr", "--workdir", str(tmp_path / "run"), "--data.no-contiguous"]
     assert train.main(argv) == 2

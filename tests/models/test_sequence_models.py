@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jdeq
-from jdeq.data import Streams
+from jdeq.data import Dataset, Streams
 from jdeq.models import (
     DecoderDEQConfig,
     DecoderDEQLM,
@@ -18,7 +18,7 @@ from jdeq.models import (
     TransformerXL,
     TransformerXLConfig,
 )
-from jdeq.training import adamw, cross_entropy_loss, make_init, make_train_step
+from jdeq.training import adamw, cross_entropy_loss, make_eval_step, make_init, make_train_step
 
 VOCAB, LENGTH = 11, 6
 PARTS = dict(vocab_size=VOCAB, width=8, heads=2, hidden=12, cutoffs=(4, 8), divisor=2)
@@ -212,3 +212,33 @@ def test_an_unknown_token_gives_nan_there_and_nothing_before(name, bad):
     np.testing.assert_array_equal(after[:, :3], before[:, :3])
     np.testing.assert_array_equal(after[1], before[1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(memory))
+
+
+@pytest.mark.parametrize("name", ["post-norm", "explicit", "decoder"])
+def test_evaluation_by_segments_hands_the_memory_on(name):
+    """As a loop over the segments, from an empty memory and not from the one given."""
+    model, variables = MODELS[name], variables_of(name)
+    inputs = jax.random.randint(jax.random.key(5), (2, 3 * LENGTH), 0, VOCAB)
+    batch = Dataset(inputs, jnp.roll(inputs, -1, axis=1))
+    got = make_eval_step(model, segment=LENGTH)(variables, batch)
+    known, losses, nfe = {"params": variables["params"]}, [], []
+    for part, labels in zip(*(jnp.split(leaf, 3, axis=1) for leaf in batch), strict=True):
+        (log_probs, sol), memory = run(model)(known, part)
+        known |= memory
+        log_probs = jax.nn.log_softmax(log_probs)
+        losses.append(-jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0])
+        nfe.append(sol.stats.nfe)
+    np.testing.assert_allclose(got.loss_nats, np.concatenate(losses, axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(got.nfe, np.concatenate(nfe, axis=1))
+    alone = make_eval_step(model)(variables, Dataset(*(leaf[:, -LENGTH:] for leaf in batch)))
+    same = np.allclose(alone.loss_nats, got.loss_nats[:, -LENGTH:], rtol=1e-4, atol=1e-5)
+    assert same == (name == "decoder")
+    with pytest.raises(ValueError, match=r"segment must divide the length .* \(18\); got 4"):
+        make_eval_step(model, segment=4)(variables, batch)
+
+
+def test_solves_counted_by_sequence_are_counted_by_segment():
+    model = MODELS["decoder"].clone(causal=False)
+    inputs = jnp.zeros((2, 3 * LENGTH), jnp.int32)
+    step = make_eval_step(model, segment=LENGTH)
+    assert step(variables_of("decoder"), Dataset(inputs, inputs)).nfe.shape == (2, 3)
