@@ -150,7 +150,7 @@ class DEQViT(nn.Module):
         size = (config.patch, config.patch)
         x = nn.Conv(config.width, size, strides=size, dtype=self.dtype, name="embed")(images)
         x = x.reshape(len(images), -1, config.width)
-        position = self.param("position", nn.initializers.normal(0.02), x.shape[1:], jnp.float32)
+        position = self.param("position", nn.initializers.normal(1.0), x.shape[1:], jnp.float32)
         solution = DEQ(
             cell=DEQViTCell(config, self.dtype, parent=None),
             solver=self.solver,

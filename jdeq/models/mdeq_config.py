@@ -110,8 +110,8 @@ MDEQ_CIFAR_LARGE = MDEQConfig(
     head_features=1680,
     dropout=0.3,
 )
-"""CIFAR-10 with augmentation; state of one 32x32 image: 61,440 numbers. 93.6% to 93.8% in the
-papers."""
+"""CIFAR-10 with augmentation; state of one 32x32 image: 61,440 numbers. 93.6% in
+2106.14342."""
 
 MDEQ_CIFAR_TINY = MDEQConfig(
     channels=(24, 24), num_classes=10, head_channels=(8, 16), head_features=200, dropout=0.25

@@ -104,13 +104,14 @@ def _learning_rate_scale(opt_state: optax.OptState) -> Float[Array, ""]:
 
 
 class Evaluation(NamedTuple):
-    """One entry a label for the first three; one a sample, or a position where the model solves
+    """One entry a label for the first four; one a sample, or a position where the model solves
     causally, for the others.
     """
 
     loss_nats: Float[Array, " *labels"]
     correct: Bool[Array, " *labels"]
     counted: Bool[Array, " *labels"]  # False where the label is IGNORED
+    predicted: Int[Array, " *labels"]
     nfe: Int[Array, " *samples"]
     residual: Float[Array, " *samples"]
     status: Int[Array, " *samples"]
