@@ -16,11 +16,21 @@ from jdeq.models import (
     MDEQ,
     DecoderDEQConfig,
     DecoderDEQLM,
+    DenseNet,
+    DenseNetConfig,
     DEQTransformerConfig,
     DEQTransformerLM,
     DEQTrellisNet,
+    DEQViT,
+    DEQViTConfig,
     LSTMConfig,
     MDEQConfig,
+    MDEQSegmenter,
+    MDEQSegmenterConfig,
+    MonDEQ,
+    MonDEQConfig,
+    ResNet,
+    ResNetConfig,
     RevDEQ,
     RevDEQConfig,
     RevDEQLM,
@@ -40,6 +50,11 @@ from jdeq.training import (
 
 MODELS: dict[type, Any] = {
     MDEQConfig: MDEQ,
+    MDEQSegmenterConfig: MDEQSegmenter,
+    MonDEQConfig: MonDEQ,
+    DEQViTConfig: DEQViT,
+    ResNetConfig: ResNet,
+    DenseNetConfig: DenseNet,
     RevDEQConfig: RevDEQ,
     RevDEQLMConfig: RevDEQLM,
     TrellisConfig: DEQTrellisNet,
@@ -48,7 +63,7 @@ MODELS: dict[type, Any] = {
     TransformerXLConfig: TransformerXL,
     LSTMConfig: LSTM,
 }
-EXPLICIT = (TransformerXLConfig, LSTMConfig)
+EXPLICIT = (TransformerXLConfig, LSTMConfig, ResNetConfig, DenseNetConfig)
 """Baselines that solve nothing: without solver, gradient rule, penalty, pre-training, spectrum."""
 
 
@@ -124,6 +139,14 @@ def _build(config: ExperimentConfig) -> Run:
     task = config.data.build(config.seed)
     _check_fit(config, task)
     model = pretrain_model = MODELS[type(config.model)](config.model)
+    splitting = config.splitting.build()
+    if isinstance(model, MonDEQ):
+        model = model.clone(splitting=splitting)
+    elif splitting is not None:
+        kind = type(config.model).__name__
+        raise ConfigError(
+            f"splitting is for monotone models, and a {kind} is none; got {splitting}"
+        )
     if isinstance(config.model, EXPLICIT):
         _refuse_options_of_a_solve(config)
     else:
@@ -156,6 +179,9 @@ def _check_fit(config: ExperimentConfig, task: Task) -> None:
     if reads_tokens != np.issubdtype(task.test.inputs.dtype, np.integer):
         kind = type(config.model).__name__
         raise ConfigError(f"data must be {'text' if reads_tokens else 'images'} for a {kind}")
+    if isinstance(config.model, MDEQSegmenterConfig) != task.labels_pixels:
+        kind, has = type(config.model).__name__, "each pixel" if task.labels_pixels else "an image"
+        raise ConfigError(f"data must fit a {kind}; they have a label for {has}")
     name = "vocab_size" if reads_tokens else "num_classes"
     outputs = getattr(config.model, name)
     if getattr(config.model, "memory", 0) and not isinstance(task.batches, Streams):

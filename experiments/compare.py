@@ -19,6 +19,7 @@ from experiments.config_files import flatten, read_config
 _QUALITIES = {  # scale, name and digits of the measure that a task is judged by
     "word_perplexity": (1, "perplexity a word", 2),
     "bits_per_byte": (1, "bits per byte", 3),
+    "mean_iou": (100, "mean IoU in %", 2),  # its rows have an accuracy, too: that of the pixels
     "accuracy": (100, "accuracy in %", 2),
 }
 

@@ -14,17 +14,24 @@ import optax
 
 import jdeq
 from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
+from experiments.image_data import CityscapesData, ImageNetData, ScenesData
+from jdeq.layers import ForwardBackward, PeacemanRachford
 from jdeq.models import (
     DecoderDEQConfig,
+    DenseNetConfig,
     DEQTransformerConfig,
+    DEQViTConfig,
     LSTMConfig,
     MDEQConfig,
+    MDEQSegmenterConfig,
+    MonDEQConfig,
+    ResNetConfig,
     RevDEQConfig,
     RevDEQLMConfig,
     TransformerXLConfig,
     TrellisConfig,
 )
-from jdeq.training import adamw, warmup_constant, warmup_cosine
+from jdeq.training import adamw, sgd, warmup_constant, warmup_cosine, warmup_steps_decay
 
 
 class ConfigError(ValueError):
@@ -57,6 +64,25 @@ class SolverConfig:
             "reversible": jdeq.Reversible,
         }
         return _build("solver", kinds, self, shared=("rtol", "max_steps"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplittingConfig:
+    """Monotone models: the map whose fixed point is their equilibrium."""
+
+    kind: Literal["forward_backward", "peaceman_rachford"] | None = None
+    """None: the model's own choice."""
+    step: float | None = None
+    """The share of the new in an evaluation of the map, > 0."""
+
+    def build(self) -> Any:
+        """The splitting, or None."""
+        if self.kind is None:
+            if self.step is not None:
+                raise ConfigError(f"splitting.step needs a splitting.kind; got {self.step}")
+            return None
+        kinds = {"forward_backward": ForwardBackward, "peaceman_rachford": PeacemanRachford}
+        return _build("splitting", kinds, self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,14 +126,23 @@ class GradientConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, learning rate with a linear warm-up."""
+    """The optimiser, learning rate with a linear warm-up."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    momentum: float | None = None
+    """sgd: None is 0.9."""
+    nesterov: bool | None = None
+    """sgd: None is True."""
     learning_rate: float = 1e-3
     """The largest one."""
-    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
-    """After the warm-up: half a cosine to 0; as it is; times ``plateau_factor`` whenever the
-    training loss has not improved."""
+    schedule: Literal["cosine", "constant", "steps", "plateau"] = "cosine"
+    """After the warm-up: half a cosine to 0; as it is; times ``decay_factor`` every ``decay_every``
+    steps; times ``plateau_factor`` whenever the training loss has not improved."""
     warmup_steps: int = 50
+    decay_factor: float | None = None
+    """steps: what the learning rate is multiplied by, in (0, 1)."""
+    decay_every: int | None = None
+    """steps: how often, in steps of the run."""
     plateau_factor: float | None = None
     """plateau: what the learning rate is multiplied by, in (0, 1)."""
     plateau_patience: int | None = None
@@ -125,10 +160,19 @@ class OptimizerConfig:
             "plateau_patience": self.plateau_patience,
             "plateau_steps": self.plateau_steps,
         }
-        for name, value in plateau.items():
-            if (value is None) == (self.schedule == "plateau"):
-                rule = "be given with" if value is None else "be None without"
-                raise ConfigError(f"optimizer.{name} must {rule} the schedule plateau; got {value}")
+        decay = {"decay_factor": self.decay_factor, "decay_every": self.decay_every}
+        for schedule, options in (("plateau", plateau), ("steps", decay)):
+            for name, value in options.items():
+                if (value is None) == (self.schedule == schedule):
+                    rule = "be given with" if value is None else "be None without"
+                    raise ConfigError(
+                        f"optimizer.{name} must {rule} the schedule {schedule}; got {value}"
+                    )
+        own = {"momentum": self.momentum, "nesterov": self.nesterov}
+        own = {name: value for name, value in own.items() if value is not None}
+        if own and self.kind != "sgd":
+            name, value = next(iter(own.items()))
+            raise ConfigError(f"optimizer.{name} must be None without the kind sgd; got {value}")
         for name in ("plateau_patience", "plateau_steps"):
             if plateau[name] is not None and plateau[name] < 1:
                 raise ConfigError(f"optimizer.{name} must be >= 1; got {plateau[name]}")
@@ -141,9 +185,16 @@ class OptimizerConfig:
             options = {"peak": self.learning_rate, "warmup_steps": self.warmup_steps}
             if self.schedule == "cosine":
                 schedule = warmup_cosine(total_steps=total_steps, **options)
+            elif self.schedule == "steps":
+                schedule = warmup_steps_decay(
+                    every=decay["decay_every"], factor=decay["decay_factor"], **options
+                )
             else:
                 schedule = warmup_constant(**options)
-            update = adamw(schedule, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+            make_update = sgd if self.kind == "sgd" else adamw
+            update = make_update(
+                schedule, weight_decay=self.weight_decay, clip_norm=self.clip_norm, **own
+            )
             if self.schedule == "plateau":
                 update = optax.chain(
                     update,
@@ -221,6 +272,11 @@ class ExperimentConfig:
 
     model: (
         MDEQConfig
+        | MDEQSegmenterConfig
+        | MonDEQConfig
+        | DEQViTConfig
+        | ResNetConfig
+        | DenseNetConfig
         | RevDEQConfig
         | RevDEQLMConfig
         | TrellisConfig
@@ -232,9 +288,19 @@ class ExperimentConfig:
     loop: LoopConfig
     seed: int = 0
     """Of the initialisation, the order of the data, dropout and probes."""
-    data: DigitsData | ImageSetData | StdlibData | CorpusData | CopyMemoryData = DigitsData()
+    data: (
+        DigitsData
+        | ImageSetData
+        | ImageNetData
+        | CityscapesData
+        | ScenesData
+        | StdlibData
+        | CorpusData
+        | CopyMemoryData
+    ) = DigitsData()
     solver: SolverConfig = SolverConfig()
     gradient: GradientConfig = GradientConfig()
+    splitting: SplittingConfig = SplittingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
     pretrain: PretrainConfig = PretrainConfig()

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jdeq.data import (
     Corpus,
     Dataset,
     ImageBatches,
+    OrderedImageBatches,
     PadCropFlip,
     ShuffledBatches,
     ShuffledWindows,
@@ -26,6 +27,8 @@ from jdeq.data import (
     open_images,
     windows,
 )
+from jdeq.training import evaluate
+from jdeq.training.step import EvalStep
 
 
 class Batches(Protocol):
@@ -66,15 +69,27 @@ class Task:
     """The `fingerprint` of what is trained and tested on."""
     text: TextUnits | None = None
     """None where the examples are not text."""
+    scored: OrderedImageBatches | None = None
+    """What is evaluated in place of ``test`` where that is a part of it: too much to be held."""
     segment: int | None = None
     """How much of a test example a model with a memory reads at a time; None: all of it."""
 
     @property
-    def quality(self) -> Literal["accuracy", "bits_per_byte", "word_perplexity"]:
+    def quality(self) -> Literal["accuracy", "mean_iou", "bits_per_byte", "word_perplexity"]:
         """The measure that runs are compared by."""
         if self.text is None:
-            return "accuracy"
+            return "mean_iou" if self.labels_pixels else "accuracy"
         return "word_perplexity" if self.text.unit == "word" else "bits_per_byte"
+
+    @property
+    def labels_pixels(self) -> bool:
+        """Whether an example is an image with a label for each pixel."""
+        return self.test.labels.ndim == 3
+
+    @property
+    def test_examples(self) -> int:
+        """How many examples are evaluated."""
+        return len(self.test.labels if self.scored is None else self.scored.source)
 
     @property
     def test_batch_size(self) -> int:
@@ -93,6 +108,17 @@ class Task:
         if self.text is None:
             return "examples", self.batches.batch_size
         return "tokens", self.batches(0).labels.size
+
+    def evaluate(self, step: EvalStep, variables: dict[str, Any]) -> dict[str, float]:
+        """Quality and statistics of the solver on the test examples."""
+        means = evaluate(
+            step,
+            variables,
+            self.scored or self.test,
+            batch_size=self.test_batch_size,
+            classes=self.classes if self.labels_pixels else None,
+        )
+        return self.measures(means)
 
     def measures(self, means: dict[str, float]) -> dict[str, float]:
         """The means of `jdeq.training.evaluate` on the test examples, for text in its units.

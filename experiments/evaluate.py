@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> int:
     )
     console.print(
         f"{arguments.workdir}: step {int(restored.state.step)} of {loaded.total_steps}, "
-        f"{len(task.test.labels)} test examples"
+        f"{task.test_examples} test examples"
     )
     console.print(report.table(rows))
     return 0

@@ -21,14 +21,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 from PIL import Image
-from sklearn import datasets, model_selection
 
 from experiments.cli import guarded
+from jdeq.data import CITYSCAPES, IGNORED
+from jdeq.data.scenes import digit_parts, draw_scene, paint, resize_digit
 
 Name = Literal["cifar10", "svhn_cropped", "mnist", "imagenet2012", "cityscapes"]
 SCENES = {"train": 256, "validation": 64}
-DIGIT_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22)  # of Cityscapes' files: the classes 0..9
-BACKGROUND_ID = 23  # class 10
 UNSCORED_ID = 0  # counted by no score
 
 Records = Callable[[], Iterator[dict[str, Any]]]  # the examples of a split
@@ -93,27 +92,6 @@ def _builder(name: str, splits: dict[str, Records], data_dir: str | pathlib.Path
     return local(data_dir=data_dir, file_format="array_record")
 
 
-def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
-    """uint8 images [n, 8, 8] and labels: the training part (1437), the other part (360)."""
-    bunch: Any = datasets.load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    parts: Any = model_selection.train_test_split(
-        images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0
-    )
-    return [(parts[0], parts[2]), (parts[1], parts[3])]
-
-
-def _resized(digit: np.ndarray, size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _painted(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A grey image [h, w] in a light colour on a dark one."""
-    paper, ink = rng.integers(0, 96, 3), rng.integers(160, 256, 3)
-    share = digit[..., None] / 255
-    return np.round(paper + share * (ink - paper)).astype(np.uint8)
-
-
 def _encoded(image: np.ndarray, file_format: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, file_format)
@@ -126,16 +104,16 @@ def _small_images(size: int, splits: Sequence[str]) -> dict[str, Records]:
     def records(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(len(images))
         for index, (digit, label) in enumerate(zip(images, labels, strict=True)):
-            grey = _resized(digit, size)
+            grey = resize_digit(digit, size)
             if size == 28:
                 yield {"image": _encoded(grey, "PNG"), "label": int(label)}
             else:
-                image = _encoded(_painted(grey, rng), "PNG")
+                image = _encoded(paint(grey, rng), "PNG")
                 yield {"id": f"{split}_{index:05d}", "image": image, "label": int(label)}
 
     return {
         split: functools.partial(records, split, *part)
-        for split, part in zip(splits, _digits(), strict=True)
+        for split, part in zip(splits, digit_parts(), strict=True)
     }
 
 
@@ -149,15 +127,15 @@ def _photographs() -> dict[str, Records]:
             size = min(height, width)
             canvas = np.zeros((height, width), np.uint8)
             y, x = (height - size) // 2, (width - size) // 2
-            canvas[y : y + size, x : x + size] = _resized(digit, size)
-            image = canvas if index % 20 == 0 else _painted(canvas, rng)
+            canvas[y : y + size, x : x + size] = resize_digit(digit, size)
+            image = canvas if index % 20 == 0 else paint(canvas, rng)
             yield {
                 "image": _encoded(image, "JPEG"),
                 "label": int(label),
                 "file_name": f"digit_{label}_{index}.JPEG",
             }
 
-    train, validation = _digits()
+    train, validation = digit_parts()
     return {
         "train": functools.partial(records, *train),
         "validation": functools.partial(records, *validation),
@@ -170,29 +148,22 @@ def _scenes() -> dict[str, Records]:
     The rim of a digit, neither ink nor paper, is unscored.
     """
 
+    # The classes of a scene are the first ones of Cityscapes; IGNORED, -1, is the last entry.
+    ids = np.array([*(k for k, c in enumerate(CITYSCAPES.label_ids) if c != IGNORED), UNSCORED_ID])
+
     def records(count: int, images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(count)
         for index in range(count):
-            grey = np.zeros((64, 64), np.uint8)
-            ids = np.full((64, 64), BACKGROUND_ID, np.uint8)
-            for y, x in ((0, 0), (0, 32), (32, 0), (32, 32)):  # one to a quarter, none overlap
-                digit = rng.integers(len(images))
-                size = int(rng.integers(16, 33))
-                y, x = (corner + int(rng.integers(0, 33 - size)) for corner in (y, x))
-                ink = _resized(images[digit], size)
-                grey[y : y + size, x : x + size] = ink
-                ids[y : y + size, x : x + size] = np.select(
-                    [ink >= 128, ink >= 64], [DIGIT_IDS[labels[digit]], UNSCORED_ID], BACKGROUND_ID
-                )
+            scene = draw_scene(images, labels, rng)
             yield {
                 "image_id": f"digits_{index:06d}_000000",
-                "image_left": _encoded(_painted(grey, rng), "PNG"),
-                "segmentation_label": _encoded(ids, "PNG"),
+                "image_left": _encoded(scene.image, "PNG"),
+                "segmentation_label": _encoded(ids[scene.label].astype(np.uint8), "PNG"),
             }
 
     return {
         split: functools.partial(records, SCENES[split], *part)
-        for split, part in zip(SCENES, _digits(), strict=True)
+        for split, part in zip(SCENES, digit_parts(), strict=True)
     }
 
 

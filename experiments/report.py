@@ -18,7 +18,15 @@ from experiments import workdir
 from experiments.build import Run
 from experiments.data import Task
 from jdeq import plots
-from jdeq.training import TrainState, equilibrium_of, evaluate, make_eval_step, read_metrics
+from jdeq.training import (
+    TensorBoard,
+    TrainState,
+    confusion_matrix,
+    equilibrium_of,
+    evaluate_samples,
+    make_eval_step,
+    read_metrics,
+)
 
 TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
@@ -26,6 +34,7 @@ _COLUMNS = {  # of a measure: its heading and its format
     "bits_per_byte": ("bits per byte", ".3f"),
     "word_perplexity": ("perplexity a word", ".2f"),
     "subword_perplexity": ("perplexity a subword", ".2f"),
+    "mean_iou": ("mean IoU", ".2%"),
     "accuracy": ("accuracy", ".2%"),
     "loss_nats": ("loss (nats)", ".2e"),
     "nfe_forward": ("mean nfe", ".2f"),
@@ -53,8 +62,7 @@ def evaluate_at(
 
     def measure(**options):
         step = make_eval_step(model.clone(**options), segment=task.segment)
-        means = evaluate(step, variables, task.test, batch_size=task.test_batch_size)
-        return task.measures(means)
+        return task.evaluate(step, variables)
 
     if not hasattr(model, "solver"):
         return [{"stop": "explicit", **measure()}]
@@ -116,8 +124,13 @@ def write(
     if run.implicit:
         radius = by_kind["spectrum"][-1]["spectral_radius_mean"]  # None where it was not finite
         report["spectral_radius_mean"] = math.nan if radius is None else radius
-    draw(run, state, records, rows, directory)
-    workdir.write_text(directory / "report.md", _markdown(report))
+    figures = draw(run, state, records, rows)
+    board = TensorBoard(directory / workdir.TENSORBOARD, start_step=report["steps"])
+    for name, figure in figures.items():
+        figure.savefig(directory / f"{name}.png")
+        board.image(report["steps"], f"report/{name}", plots.pixels(figure))
+    board.close()
+    workdir.write_text(directory / "report.md", _markdown(report, figures))
     # Last, since a run counts as finished when this file is there.
     workdir.write_text(directory / workdir.REPORT_FILE, json.dumps(report, indent=2) + "\n")
     return report
@@ -166,49 +179,75 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["stop"], *values]
 
 
-def _markdown(report: dict[str, Any]) -> str:
+def _markdown(report: dict[str, Any], figures: Iterable[str]) -> str:
     heads = _heads(report["test"])
     lines = ["# Report", "", _summary(report) + ".", "", "Test examples:", ""]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["test"]]
-    drawn = ["training"]
-    if report["spectral_radius_mean"] is not None:
-        drawn += ["solver", "equilibrium"]
-    lines += ["", *(f"![{name}]({name}.png)\n" for name in drawn)]
+    lines += ["", *(f"![{name}]({name}.png)\n" for name in figures)]
     return "\n".join(lines)
 
 
 def draw(
-    run: Run,
-    state: TrainState,
-    records: Sequence[dict[str, Any]],
-    rows: Sequence[dict[str, Any]],
-    directory: pathlib.Path,
-) -> None:
-    """training.png and, unless the model is explicit, solver.png and equilibrium.png."""
-    figure, axes = _figure(2)
-    plots.loss_curve(records, ax=axes[0])
+    run: Run, state: TrainState, records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
+) -> dict[str, Figure]:
+    """The pictures by name: of the training, of the solver unless the model is explicit, and of the
+    test examples where they are images.
+    """
     quality = run.task.quality
+    figure, axes = _figure(2)
+    figures = {"training": figure}
+    plots.loss_curve(records, ax=axes[0])
     if quality == "accuracy":
         plots.accuracy_curve(records, ax=axes[1])
+    elif quality == "mean_iou":
+        plots.iou_curve(records, ax=axes[1])
     else:
         plots.text_curve(records, ax=axes[1], quality=quality)
-    figure.savefig(directory / "training.png")
-    if not run.implicit:
-        return
+    if run.implicit:
+        figures["solver"], axes = _figure(3)
+        plots.nfe_curve(records, ax=axes[0])
+        plots.residual_curve(records, ax=axes[1])
+        plots.spectral_radius_curve(records, ax=axes[2])
 
-    figure, axes = _figure(3)
-    plots.nfe_curve(records, ax=axes[0])
-    plots.residual_curve(records, ax=axes[1])
-    plots.spectral_radius_curve(records, ax=axes[2])
-    figure.savefig(directory / "solver.png")
+        figures["equilibrium"], axes = _figure(2)
+        rtol = min(run.config.loop.rtols)
+        plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
+        if budgets := [row for row in rows if "budget" in row]:
+            plots.budget_curve(budgets, ax=axes[1], quality=quality)
+    if run.task.text is None:
+        figures |= _images(run, state)
+    return figures
 
-    figure, axes = _figure(2)
-    rtol = min(run.config.loop.rtols)
-    plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
-    if budgets := [row for row in rows if "budget" in row]:
-        plots.budget_curve(budgets, ax=axes[1], quality=quality)
-    figure.savefig(directory / "equilibrium.png")
+
+def _images(run: Run, state: TrainState) -> dict[str, Figure]:
+    """What the model makes of the test images, each solved to the report's smallest tolerance: who
+    is taken for whom, which images take long, and a segmentation beside its truth.
+    """
+    task, model = run.task, run.model
+    if run.implicit:
+        steps = TOLERANCE_STEPS // (evaluations_per_step(model.solver) or 1)
+        model = model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
+    out = evaluate_samples(
+        make_eval_step(model), state.variables, task.test, batch_size=task.test_batch_size
+    )
+    images, labels = task.test
+    figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")
+    figures = {"confusion": figure}
+    predicted = np.asarray(out.predicted)
+    confusion = confusion_matrix(labels, predicted, task.classes)
+    plots.confusion_matrix(confusion, ax=figure.subplots())
+    if run.implicit:
+        nfe = np.asarray(out.nfe)
+        figures["difficulty"] = figure = Figure(figsize=(9.6, 3.6), dpi=120, layout="constrained")
+        halves: Any = figure.subfigures(1, 2)
+        left, right = halves
+        plots.nfe_histogram(nfe, ax=left.subplots())
+        plots.hardest_images(images, nfe, figure=right)
+    if task.labels_pixels:
+        figures["segmentation"] = figure = Figure(figsize=(6, 8), dpi=120, layout="constrained")
+        plots.segmentation(images, labels, predicted, classes=task.classes, figure=figure)
+    return figures
 
 
 def _figure(panels: int) -> tuple[Figure, Any]:

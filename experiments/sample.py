@@ -62,10 +62,10 @@ def run(arguments: Arguments) -> int:
     prompt = _encode(corpus, "prompt", arguments.prompt)
     stop_token = None
     if arguments.stop is not None:
-        tokens = _encode(corpus, "stop", arguments.stop)
-        if len(tokens) > 1:
-            raise ConfigError(f"stop must be one token; got {len(tokens)}: {arguments.stop!r}")
-        stop_token = int(tokens[0])
+        stop = _encode(corpus, "stop", arguments.stop)
+        if len(stop) > 1:
+            raise ConfigError(f"stop must be one token; got {len(stop)}: {arguments.stop!r}")
+        stop_token = int(stop[0])
     options = {"sampling": _sampling(arguments), "stop_token": stop_token}
     variables = restored.state.variables
 

@@ -34,7 +34,6 @@ from jdeq.training import (
     Terminal,
     TrainState,
     equilibrium_of,
-    evaluate,
     make_eval_step,
 )
 from jdeq.training.metrics import Metrics
@@ -105,7 +104,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             say(f"resuming {directory} at step {start} of {run.total_steps}")
         sinks = [
             JsonLines(directory / workdir.METRICS_FILE, start_step=start),
-            TensorBoard(directory / "tensorboard", start_step=start),
+            TensorBoard(directory / workdir.TENSORBOARD, start_step=start),
             Terminal(
                 total_steps=run.total_steps,
                 start_step=start,
@@ -159,11 +158,10 @@ def make_loop(run: Run) -> Loop:
 
 def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Loss, quality, evaluations and residual on the test examples, with the training solver."""
-    step, test = make_eval_step(run.model, segment=run.task.segment), run.task.test
+    step = make_eval_step(run.model, segment=run.task.segment)
 
     def hook(state):
-        means = evaluate(step, state.variables, test, batch_size=run.task.test_batch_size)
-        return "test", run.task.measures(means)
+        return "test", run.task.evaluate(step, state.variables)
 
     return hook
 

@@ -13,6 +13,7 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 
 
 def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:

@@ -72,3 +72,48 @@ def test_budget_curve_of_text():
     plots.budget_curve(rows, ax=ax, quality="bits_per_byte")
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [3 - 2 / 6, 3 - 4 / 6])
     assert ax.get_ylabel() == "bits per byte"
+
+
+def test_iou_curve():
+    ax = Figure().subplots()
+    records = [{"step": 5, "kind": "test", "mean_iou": 0.25}]
+    assert plots.iou_curve(records, ax=ax) is ax
+    assert ax.get_lines()[0].get_ydata()[0] == 25 and ax.get_ylabel() == "mean IoU (%)"
+
+
+def test_confusion_matrix_in_shares_of_the_rows():
+    ax = Figure().subplots()
+    counts = np.array([[3, 1, 0], [0, 5, 0], [0, 0, 0]])  # no example of the last class
+    assert plots.confusion_matrix(counts, ax=ax) is ax
+    np.testing.assert_allclose(ax.get_images()[0].get_array()[0], [75, 25, 0])
+    assert [text.get_text() for text in ax.texts] == ["75", "25", "100"]
+    many = plots.confusion_matrix(np.eye(30, dtype=int), ax=Figure().subplots())
+    assert not many.texts  # nobody could read them
+    ax.figure.canvas.draw()
+
+
+def test_which_images_are_hard():
+    images = np.random.default_rng(0).normal(size=(4, 3, 3, 1))
+    nfe = np.array([5, 9, 2, 5])
+    ax = plots.nfe_histogram(nfe, ax=Figure().subplots())
+    assert {bar.get_height() for bar in ax.patches} == {1, 2}
+    figure = plots.hardest_images(images, nfe, figure=Figure(), count=3)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["9", "5", "5", "2", "5", "5"]
+    hardest = np.asarray(figure.axes[0].get_images()[0].get_array())
+    want = images[1, ..., 0]
+    np.testing.assert_allclose(hardest, (want - want.min()) / np.ptp(want))
+
+
+def test_segmentation_beside_its_truth():
+    rng = np.random.default_rng(0)
+    images, truth = rng.normal(size=(2, 4, 6, 3)), rng.integers(-1, 3, size=(2, 4, 6))
+    guess = rng.integers(0, 3, size=(2, 4, 6))
+    figure = plots.segmentation(images, truth, guess, classes=3, figure=Figure())
+    assert len(figure.axes) == 6 and figure.axes[1].get_title() == "truth"
+    for ax, picture in zip(figure.axes[1:3], (truth, guess), strict=True):
+        drawn = ax.get_images()[0].get_array()
+        np.testing.assert_array_equal(drawn.mask, truth[0] < 0)
+        np.testing.assert_array_equal(drawn.compressed(), picture[0][truth[0] >= 0])
+    pixels = plots.pixels(figure)
+    assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.std() > 10

@@ -24,21 +24,20 @@ class Case:
       name: unique in its group.
       make: ``make(f)`` returns the function to time; called again with a
         counting f in the counting pass.
-      f: the map given to ``make``.
+      f: the map given to ``make``; None: that leaves it aside, as for a whole model, and nothing is
+        counted.
       args: its arguments, arrays only.
       reference: name of the case in the same group that its ratio is taken to.
       check: turns its output into the facts reported beside the times.
-      counted: False where ``make`` leaves f aside, as for a whole model.
     """
 
     group: str
     name: str
-    make: Callable[[Callable], Callable]
-    f: Callable
+    make: Callable[[Any], Callable]
+    f: Callable | None
     args: tuple
     reference: str
     check: Callable[[Any], dict[str, float]] = lambda output: {}
-    counted: bool = True
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -119,7 +118,7 @@ def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
         result.error = _headline(error)
         return result, None
     try:
-        if case.counted:
+        if case.f is not None:
             result.counts = count(case.make, case.f, case.args)
     except Exception as error:  # timed all the same
         result.error = f"not counted: {_headline(error)}"

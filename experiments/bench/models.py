@@ -83,7 +83,7 @@ def _step(model: Any, _f: Any):
 
     def objective(params, memory, batch):
         out = loss(
-            params, {"memory": memory}, _Batch(*batch), key=jax.random.key(2), probe=None,
+            params, {"memory": memory}, _Batch(*batch), key=jax.random.key(2), probe=jdeq.backward_probe(),
             penalize=False,
         )  # fmt: skip
         return out.loss_nats
@@ -126,12 +126,12 @@ def step_cases(size: Size) -> list[Case]:
                 f=None,
                 args=args,
                 reference=TWIN,
-                counted=False,
                 check=lambda out, n=parameters: {"parameters": n},
             )  # fmt: skip
         )
         if name == STEP:
-            posed = equilibrium_of(_Remembering(deq), variables | {"memory": memory}, batch[0])
+            known = variables | {"memory": memory}
+            posed = equilibrium_of(deq, known, batch[0], mutable=["memory"])
     f, params, _, x, z = posed
 
     def evaluations(_f):
@@ -153,23 +153,13 @@ def step_cases(size: Size) -> list[Case]:
 
         return run
 
-    alone = {"counted": False, "f": None, "group": group, "reference": TWIN}
+    alone = {"f": None, "group": group, "reference": TWIN}
     cases += [
         Case(name=PARTS[0], make=evaluations, args=(params, z, x), **alone),
         Case(name=PARTS[1], make=products, args=(params, z, x), **alone),
         Case(name=PARTS[2], make=pullback, args=(params, z, x), **alone),
     ]
     return cases
-
-
-class _Remembering:
-    """A model whose memory takes part when it is called for its outputs only."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def apply(self, variables, *inputs):
-        return self.model.apply(variables, *inputs, mutable=["memory"])[0]
 
 
 def step_note(size: Size, results: list[Result]) -> str:
@@ -212,7 +202,6 @@ def generation_cases(size: Size, steps: int) -> list[Case]:
             f=None,
             args=(variables["params"],),
             reference="the whole text for each token",
-            counted=False,
         )
         for name, cached in (
             ("jdeq, cached equilibria", True),

@@ -22,4 +22,5 @@ from jdeq.data.images import (
     ImageSource,
     open_images,
 )
+from jdeq.data.scenes import SCENES, Scenes, load_scenes
 from jdeq.data.windows import ShuffledWindows, Streams, windows

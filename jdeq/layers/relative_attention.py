@@ -89,7 +89,8 @@ class RelativeAttention(nn.Module):
           u: added to queries, keys and values; None: nothing.
           past: of the positions before h; None: there are none.
         """
-        batch, length, width = self._check(h, u)
+        self._check(h, u)
+        batch, length, width = h.shape
         depth = width // self.heads
         q, k, v = self._project(h, u)
         before = 0 if past is None else past.keys.shape[1]
@@ -137,7 +138,7 @@ class RelativeAttention(nn.Module):
             features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name
         )
 
-    def _check(self, h: Array, u: Array | None) -> tuple[int, int, int]:
+    def _check(self, h: Array, u: Array | None) -> None:
         name = "jdeq.layers.RelativeAttention"
         if h.ndim != 3 or h.shape[-1] % self.heads:
             raise ValueError(
@@ -147,4 +148,3 @@ class RelativeAttention(nn.Module):
         want = (*h.shape[:2], 3 * h.shape[2])
         if u is not None and u.shape != want:
             raise ValueError(f"{name}: u must have the shape {want}; got {u.shape}")
-        return h.shape

@@ -212,7 +212,8 @@ def _read(
 ) -> tuple[tuple[Array, Solution], dict[str, Any]]:
     """``(logits of the token after the last, solution), cache`` once these have been read too."""
     known = _without_state(variables) | ({} if cache is None else {"cache": cache})
-    (logits, solution), kept = model.apply(known, tokens, mutable=["cache"])
+    outputs: Any = model.apply(known, tokens, mutable=["cache"])
+    (logits, solution), kept = outputs
     return (logits[:, -1], solution), kept.get("cache", {})
 
 

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jdeq.models.image_parts import explicit_solution
 from jdeq.models.tokens import known_tokens, mark_unknown
-from jdeq.types import Solution, SolverStats, Status, require_integer
+from jdeq.types import Solution, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,5 @@ class LSTM(nn.Module):
                 part.value = new
         else:
             _, h = recurrence(x)
-        each = jnp.ones(len(tokens), jnp.int32)
-        stats = SolverStats(
-            nfe=each, residual=jnp.zeros_like(h, shape=each.shape), status=each * Status.CONVERGED
-        )
         logits = nn.Dense(config.vocab_size, name="head")(h)
-        return mark_unknown(logits, known), Solution(h, stats, None)
+        return mark_unknown(logits, known), explicit_solution(h)

@@ -1,4 +1,4 @@
-"""Multiscale deep equilibrium classifier (MDEQ), channels last.
+"""Multiscale deep equilibrium models (MDEQ), channels last: the cell, and the classifier.
 
     x = stem(images);  z* = f(z*, x) on all scales at once;  logits = head(z*)
 
@@ -10,7 +10,7 @@ N(0, 0.01) (all are followed by a normalisation, so only their learning speed di
 that are normalised start with the *effective* distribution the code ends up with, the uniform one
 of variance 1 / (3 fan_in).
 
-Configurations and parameter counts: mdeq_config.py.
+Configurations and parameter counts: mdeq_config.py. Segmentation: mdeq_segmenter.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 from jdeq.gradients import Implicit
 from jdeq.layers import VariationalDropout, WeightNormConv, loop_conv
 from jdeq.linen import DEQ
-from jdeq.models.mdeq_config import MDEQConfig
+from jdeq.models.image_parts import batch_norm, check_rank
+from jdeq.models.mdeq_config import MDEQBody, MDEQConfig
 from jdeq.solvers import Anderson
 from jdeq.types import Solution
 
@@ -41,7 +42,7 @@ class _Block(nn.Module):
     """``GN(relu(z + GN(drop(conv(relu(GN(conv z)))) + injection)))`` at one scale."""
 
     features: int
-    config: MDEQConfig
+    config: MDEQBody
     dtype: Any
 
     @nn.compact
@@ -79,7 +80,7 @@ class MDEQCell(nn.Module):
       a tuple of the shapes and dtype of z.
     """
 
-    config: MDEQConfig
+    config: MDEQBody
     dtype: Any = None
 
     def initial_state(self, x: Float[Array, "batch height width channels"]) -> State:
@@ -155,13 +156,13 @@ class _Stem(nn.Module):
     The 1x1 is left out with at most two scales and no downsampling, as in the published code.
     """
 
-    config: MDEQConfig
+    config: MDEQBody
     dtype: Any
 
     @nn.compact
     def __call__(self, x, train):
         features, downsamples = self.config.channels[0], self.config.downsamples
-        norm = functools.partial(_batch_norm, train, self.dtype)
+        norm = functools.partial(batch_norm, train, self.dtype)
         conv = functools.partial(_Conv, use_bias=False, dtype=self.dtype)
         for k in range(max(2, downsamples)):
             x = conv(features, (3, 3), strides=2 if k < downsamples else 1)(x)
@@ -179,7 +180,7 @@ class _Head(nn.Module):
 
     @nn.compact
     def __call__(self, z, train):
-        norm = functools.partial(_batch_norm, train, self.dtype)
+        norm = functools.partial(batch_norm, train, self.dtype)
         conv = functools.partial(_Conv, dtype=self.dtype)
         y = None
         for z_i, width in zip(z, self.config.head_channels, strict=True):
@@ -202,7 +203,7 @@ class _Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         out = _BOTTLENECK * self.features
-        norm = functools.partial(_batch_norm, train, self.dtype)
+        norm = functools.partial(batch_norm, train, self.dtype)
         plain = functools.partial(norm, affine=False)
         conv = functools.partial(_Conv, use_bias=False, dtype=self.dtype)
         y = nn.relu(plain()(conv(self.features, (1, 1), padding=0)(x)))
@@ -252,36 +253,33 @@ class MDEQ(nn.Module):
           ValueError: if a side of the images is not divisible as above.
         Cost: sol.stats.nfe evaluations of the cell.
         """
-        halvings = self.config.downsamples + len(self.config.channels) - 1
-        _check_sides("jdeq.models.MDEQ", "images", images.shape, halvings)
-        x = _Stem(self.config, self.dtype, name="stem")(images, train)
-        deq = DEQ(
-            cell=MDEQCell(self.config, self.dtype, parent=None),
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            name="deq",
-        )
-        sol = deq(x, probe=probe)
+        sol = equilibrium(self, images, train, probe)
         return _Head(self.config, self.dtype, name="head")(sol.z, train), sol
 
 
-def _batch_norm(train: bool, dtype: Any, affine: bool = True) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        use_bias=affine,
-        use_scale=affine,
-    )
+def equilibrium(model: Any, images: Array, train: bool, probe: Any) -> Solution:
+    """The stem and the solve of a model that has the options of `MDEQ`, among its submodules.
+
+    Raises:
+      ValueError: if images have another rank, or a side that is not divisible.
+    """
+    config = model.config
+    halvings = config.downsamples + len(config.channels) - 1
+    _check_sides(f"jdeq.models.{type(model).__name__}", "images", images.shape, halvings)
+    x = _Stem(config, model.dtype, name="stem")(images, train)
+    return DEQ(
+        cell=MDEQCell(config, model.dtype, parent=None),
+        solver=model.solver,
+        gradient=model.gradient,
+        rtol=model.rtol,
+        atol=model.atol,
+        max_steps=model.max_steps,
+        name="deq",
+    )(x, probe=probe)
 
 
 def _check_sides(who: str, name: str, shape: tuple[int, ...], halvings: int) -> None:
-    if len(shape) != 4:
-        raise ValueError(f"{who}: {name} must be [batch, height, width, channels]; got {shape}")
+    check_rank(who, shape, name)
     for axis, side in zip(("height", "width"), shape[1:3], strict=True):
         if side % 2**halvings:
             raise ValueError(

@@ -32,6 +32,7 @@ from jdeq.layers.monotone import (
     transfer,
 )
 from jdeq.linen import DEQ
+from jdeq.models.image_parts import check_rank
 from jdeq.solvers import Anderson
 from jdeq.types import Solution, Status, require_integer
 
@@ -228,10 +229,7 @@ class MonDEQ(nn.Module):
         return scale * kernel / jnp.linalg.norm(kernel.ravel())
 
     def _check_images(self, shape: tuple[int, ...]) -> None:
-        if len(shape) != 4:
-            raise ValueError(
-                f"jdeq.models.MonDEQ: images must be [batch, height, width, channels]; got {shape}"
-            )
+        check_rank("jdeq.models.MonDEQ", shape)
         if not self.config.convolutional:
             return
         divisor = self.config.pool * 2 ** (len(self.config.channels) - 1)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from jdeq.gradients import ReversibleGradient
 from jdeq.layers import loop_conv
 from jdeq.linen import DEQ
+from jdeq.models.image_parts import batch_norm, check_rank
 from jdeq.solvers import Reversible
 from jdeq.types import Solution, SolverStats
 
@@ -110,7 +111,7 @@ class _Join(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        norm = functools.partial(_batch_norm, train, self.dtype)
+        norm = functools.partial(batch_norm, train, self.dtype)
         h = nn.relu(norm()(x))
         short = nn.Conv(self.features, (1, 1), strides=2, use_bias=False, dtype=self.dtype)(h)
         h = _Conv(self.features, strides=2, dtype=self.dtype)(h)
@@ -158,7 +159,7 @@ class RevDEQ(nn.Module):
         config = self.config
         _check_sides(config, images.shape)
         x = _Conv(config.channels[0], dtype=self.dtype, name="stem")(images)
-        x = nn.relu(_batch_norm(train, self.dtype, name="stem_norm")(x))
+        x = nn.relu(batch_norm(train, self.dtype, name="stem_norm")(x))
         solutions = []
         for i, (width, expansion) in enumerate(
             zip(config.channels, config.expansions, strict=True)
@@ -190,17 +191,8 @@ def _together(solutions: list[Solution]) -> Solution:
     return Solution(tuple(solution.z for solution in solutions), stats, None)
 
 
-def _batch_norm(train: bool, dtype: Any, name: str | None = None) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
-    )
-
-
 def _check_sides(config: RevDEQConfig, shape: tuple[int, ...]) -> None:
-    if len(shape) != 4:
-        raise ValueError(
-            f"jdeq.models.RevDEQ: images must be [batch, height, width, channels]; got {shape}"
-        )
+    check_rank("jdeq.models.RevDEQ", shape)
     for axis, side in zip(("height", "width"), shape[1:3], strict=True):
         for _ in config.channels[1:]:
             side = -(-side // 2)

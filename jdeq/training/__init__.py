@@ -2,11 +2,17 @@
 
 from jdeq.training.checkpoints import CheckpointError, Checkpoints, Restored
 from jdeq.training.equilibrium import Equilibrium, equilibrium_of
-from jdeq.training.evaluation import evaluate
+from jdeq.training.evaluation import confusion_matrix, evaluate, evaluate_samples, mean_iou
 from jdeq.training.loop import Loop, NonFiniteError, Phase
 from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss
 from jdeq.training.metrics import JsonLines, Sink, TensorBoard, Terminal, read_metrics, summarize
-from jdeq.training.optimizers import adamw, warmup_constant, warmup_cosine
+from jdeq.training.optimizers import (
+    adamw,
+    sgd,
+    warmup_constant,
+    warmup_cosine,
+    warmup_steps_decay,
+)
 from jdeq.training.state import TrainState, abstract_state, make_init
 from jdeq.training.step import Evaluation, TrainStep, make_eval_step, make_train_step
 from jdeq.training.stop import StopRequest

@@ -69,7 +69,7 @@ def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> Loss
             rngs=rngs,
         )
         (logits, solution), updated = outputs
-        losses, correct, counted = score(logits, jnp.asarray(batch.labels))
+        losses, correct, counted, _ = score(logits, jnp.asarray(batch.labels))
         labels = jnp.maximum(counted.sum(), 1)
         return LossOutput(
             loss_nats=losses.sum() / labels,
@@ -83,18 +83,21 @@ def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> Loss
 
 
 class Scores(NamedTuple):
-    """One entry a label; zero and False where the label is `jdeq.data.IGNORED`."""
+    """One entry a label; no loss and not correct where the label is `jdeq.data.IGNORED`."""
 
     loss_nats: Float[Array, " *labels"]
     correct: Bool[Array, " *labels"]
     counted: Bool[Array, " *labels"]
+    predicted: Int[Array, " *labels"]  # the class of the largest logit, also where none is counted
 
 
 def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"]) -> Scores:
     """Cross entropy and whether the largest logit is the label's, label by label."""
     counted = labels != IGNORED
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
-    return Scores(jnp.where(counted, losses, 0.0), counted & (logits.argmax(-1) == labels), counted)
+    predicted = logits.argmax(-1)
+    correct = counted & (predicted == labels)
+    return Scores(jnp.where(counted, losses, 0.0), correct, counted, predicted)
 
 
 def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:

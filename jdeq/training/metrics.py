@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
@@ -85,7 +87,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Scalars "kind/name" for TensorBoard.
+    """Scalars "kind/name", and pictures, for TensorBoard.
 
     Args:
       directory: where event files go.
@@ -98,6 +100,10 @@ class TensorBoard:
     def write(self, step: int, kind: str, metrics: Metrics) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """A picture beside the scalars."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()
@@ -134,7 +140,11 @@ class Terminal:
         elif kind == "train":
             self._print(f"step {step:>5}/{self._total}  {train_line(metrics)}")
         elif kind == "test":
-            units = {"bits_per_byte": "bits per byte", "word_perplexity": "perplexity a word"}
+            units = {
+                "bits_per_byte": "bits per byte",
+                "word_perplexity": "perplexity a word",
+                "mean_iou": "mean IoU",
+            }
             bits = "".join(f"{units[n]} {metrics[n]:.3f}, " for n in units if n in metrics)
             self._print(
                 f"step {step:>5}/{self._total}  test: loss {metrics['loss_nats']:.4f}, "

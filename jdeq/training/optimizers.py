@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -44,6 +45,30 @@ def warmup_constant(*, peak: float, warmup_steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, [warmup_steps])
 
 
+def warmup_steps_decay(
+    *, peak: float, warmup_steps: int, every: int, factor: float
+) -> optax.Schedule:
+    """0 to ``peak`` in a line over ``warmup_steps``; times ``factor`` every ``every`` steps, from
+    step 0 on.
+
+    Args:
+      peak: the largest learning rate, > 0.
+      warmup_steps: >= 0.
+      every: >= 1.
+      factor: in (0, 1).
+    Raises:
+      ValueError: if a range is broken.
+    """
+    if every < 1 or not 0 < factor < 1:
+        raise ValueError(
+            "jdeq.training.warmup_steps_decay: every must be >= 1 and factor lie in (0, 1); got "
+            f"{every} and {factor}"
+        )
+    constant = warmup_constant(peak=peak, warmup_steps=warmup_steps)
+    stairs = optax.exponential_decay(1.0, every, factor, staircase=True)
+    return lambda step: jnp.asarray(constant(step)) * stairs(step)
+
+
 def _check_peak(schedule: str, peak: float) -> None:
     if not peak > 0:
         raise ValueError(f"jdeq.training.{schedule}: peak must be > 0; got {peak}")
@@ -62,15 +87,61 @@ def adamw(
       ValueError: if ``weight_decay`` is negative or ``clip_norm`` is not positive.
     Source: Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
     """
-    if weight_decay < 0:
-        raise ValueError(f"jdeq.training.adamw: weight_decay must be >= 0; got {weight_decay}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"jdeq.training.adamw: clip_norm must be > 0 or None; got {clip_norm}")
+    _check_decay("adamw", weight_decay)
 
     def decayed(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     update = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
-    return (
-        update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return _clipped("adamw", update, clip_norm)
+
+
+def sgd(
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum, ``m <- momentum m + g + weight_decay p``.
+
+    Args:
+      schedule: learning rate by step.
+      momentum: in [0, 1).
+      nesterov: take ``momentum m + g`` with the new m for the step, not m.
+      weight_decay: >= 0, added to the gradient of every parameter, as the published scripts do.
+      clip_norm: the largest global gradient norm; None does not clip.
+    Raises:
+      ValueError: if ``momentum`` lies outside [0, 1), ``weight_decay`` is negative or ``clip_norm``
+        is not positive.
+    Source: Sutskever, Martens, Dahl and Hinton (2013), On the Importance of Initialization and
+      Momentum in Deep Learning.
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"jdeq.training.sgd: momentum must lie in [0, 1); got {momentum}")
+    _check_decay("sgd", weight_decay)
+    update = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
     )
+    return _clipped("sgd", update, clip_norm)
+
+
+def _check_decay(optimizer: str, weight_decay: float) -> None:
+    if weight_decay < 0:
+        raise ValueError(
+            f"jdeq.training.{optimizer}: weight_decay must be >= 0; got {weight_decay}"
+        )
+
+
+def _clipped(
+    optimizer: str, update: optax.GradientTransformation, clip_norm: float | None
+) -> optax.GradientTransformation:
+    if clip_norm is None:
+        return update
+    if not clip_norm > 0:
+        raise ValueError(
+            f"jdeq.training.{optimizer}: clip_norm must be > 0 or None; got {clip_norm}"
+        )
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)

@@ -11,7 +11,7 @@ import tokenizers
 from experiments import train
 from experiments.build import build
 from experiments.config import OptimizerConfig
-from experiments.config_files import load_run
+from experiments.config_files import load_run, run_names
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def stand_in(prepared, tmp_path):
 
     def replace(config):
         if hasattr(config.data, "data_dir"):
-            return data(config, data_dir=str(prepared(config.data.name)))
+            names = {"ImageNetData": "imagenet2012", "CityscapesData": "cityscapes"}
+            name = names.get(type(config.data).__name__) or config.data.name
+            return data(config, data_dir=str(prepared(name)))
         if not hasattr(config.data, "directory"):
             return config
         for split in ("train", "valid", "test"):
@@ -41,12 +43,54 @@ def data(config, **changes):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
-NAMES = ("cifar10_revdeq", "wikitext103_revdeq")
+NAMES = [
+    name
+    for name in run_names()
+    if hasattr(load_run(name).data, "data_dir") or hasattr(load_run(name).data, "directory")
+]
+SMALLER = {  # of the data, for a step on a CPU
+    "ImageNetData": {"side": 64},
+    "CityscapesData": {"height": 64, "width": 64},
+}
+COUNTS = {  # by the published code, or by every implementation
+    "cifar10_densenet121": 6_956_298,
+    "cifar10_mdeq": 11_097_438,
+    "cifar10_mdeq_jr": 11_097_438,
+    "cifar10_mdeq_tiny": 158_890,
+    "cifar10_resnet101": 42_512_970,
+    "cifar10_resnet18": 11_173_962,
+    "cityscapes_mdeq_large": 55_955_859,
+    "cityscapes_mdeq_small": 8_968_467,
+    "imagenet_mdeq_large": 67_063_624,
+    "imagenet_mdeq_large_jr": 67_061_224,
+    "imagenet_mdeq_small": 16_808_936,
+    "imagenet_mdeq_small_jr": 18_613_496,
+    "imagenet_resnet101": 44_549_160,
+}
+PRINTED = {  # in the papers, rounded
+    "cifar10_mondeq_multi": 170e3,
+    "cifar10_mondeq_single": 172e3,
+    "cifar10_revdeq": 10.3e6,
+}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def reduced(config, batch_size):
+    """The same model on few and small examples; its parameters do not depend on those."""
+    smaller = SMALLER.get(type(config.data).__name__, {})
+    return data(config, batch_size=batch_size, **smaller)
+
+
+HEAVY = ("imagenet_mdeq_large", "imagenet_mdeq_large_jr", "cityscapes_mdeq_large")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in NAMES]
+)
 def test_builds(name, stand_in):
-    run = build(stand_in(load_run(name)))
+    run = build(reduced(stand_in(load_run(name)), 2))
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
+    assert count == COUNTS.get(name, count)
+    assert count == pytest.approx(PRINTED.get(name, count), rel=0.01)
     assert run.task.batches.batches_per_epoch > 0
     assert 0 < run.task.test_batch_size <= len(run.task.test.labels)
 
@@ -55,7 +99,7 @@ def test_builds(name, stand_in):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_training_step(name, stand_in):
     """The published model, one example at a time: loss of chance, a gradient, a finite update."""
-    run = build(data(stand_in(load_run(name)), batch_size=1))
+    run = build(reduced(stand_in(load_run(name)), 1))
     state = run.initial_state()
     before = jax.device_get(state.params)
     state, metrics = run.train_step(run.model)(state, run.task.batches(0), 0.0, penalize=False)

@@ -88,7 +88,7 @@ def test_a_finished_run_left_everything(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.json", "report.md",
-        "training.png", "solver.png", "equilibrium.png",
+        "training.png", "solver.png", "equilibrium.png", "confusion.png", "difficulty.png",
     }  # fmt: skip
     records = read_metrics(finished / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, STEPS + 1))

@@ -14,6 +14,11 @@ from jdeq.models import (
     MDEQ_CIFAR_LARGE,
     MDEQ_CIFAR_TINY,
     MDEQ_DIGITS,
+    MDEQ_IMAGENET_LARGE,
+    MDEQ_IMAGENET_LARGE_JR,
+    MDEQ_IMAGENET_SMALL,
+    MDEQ_IMAGENET_SMALL_JR,
+    MDEQ_IMAGENET_XL,
     MDEQCell,
     MDEQConfig,
 )
@@ -28,23 +33,6 @@ SMALL = MDEQConfig(
 )
 PAIR = dataclasses.replace(SMALL, channels=(4, 8), head_channels=(2, 3))
 IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-# The files cls_mdeq_SMALL.yaml and cls_mdeq_LARGE.yaml of the published code for ImageNet.
-IMAGENET_SMALL = MDEQConfig(
-    channels=(32, 64, 128, 256),
-    num_classes=1000,
-    head_channels=(24, 48, 96, 192),
-    head_features=2048,
-    post_affine=True,
-    downsamples=2,
-)
-IMAGENET_LARGE = MDEQConfig(
-    channels=(80, 160, 320, 640),
-    num_classes=1000,
-    head_channels=(32, 64, 128, 256),
-    head_features=2048,
-    post_affine=True,
-    downsamples=2,
-)
 
 
 def leaf_sizes(tree):
@@ -85,27 +73,50 @@ def contractive(variables):
 
 
 # Counted by hand from the published code and configuration files: stem, branches, fusion,
-# post-fusion, head. The papers print 10M, 170K, 17M-18M and 62M-63M for them, from versions
-# of the configurations before the released ones (see jdeq/models/mdeq_config.py).
+# post-fusion, head. What the papers print: jdeq/models/mdeq_config.py.
 @pytest.mark.parametrize(
-    "config, side, by_hand",
+    "config, by_hand",
     [
-        (MDEQ_CIFAR_LARGE, 32, 11_296 + 7_843_200 + 784_512 + 87_520 + 2_370_910),
-        (MDEQ_CIFAR_TINY, 32, 5_928 + 104_640 + 5_856 + 1_200 + 41_266),
-        (IMAGENET_SMALL, 224, 11_296 + 7_843_200 + 784_512 + 88_480 + 8_081_448),
-        (IMAGENET_LARGE, 224, 66_640 + 48_984_000 + 4_891_200 + 547_600 + 12_574_184),
+        (MDEQ_CIFAR_LARGE, 11_296 + 7_843_200 + 784_512 + 87_520 + 2_370_910),
+        (MDEQ_CIFAR_TINY, 5_928 + 104_640 + 5_856 + 1_200 + 41_266),
+        (MDEQ_IMAGENET_SMALL, 11_296 + 7_843_200 + 784_512 + 88_480 + 8_081_448),
+        (MDEQ_IMAGENET_SMALL_JR, 11_296 + 7_843_200 + 784_512 + 87_520 + 9_886_968),
+        (MDEQ_IMAGENET_LARGE, 66_640 + 48_984_000 + 4_891_200 + 547_600 + 12_574_184),
+        (MDEQ_IMAGENET_LARGE_JR, 66_640 + 48_984_000 + 4_891_200 + 545_200 + 12_574_184),
+        (MDEQ_IMAGENET_XL, 80_344 + 59_268_000 + 5_917_472 + 659_560 + 12_682_984),
     ],
-    ids=["cifar large", "cifar tiny", "imagenet small", "imagenet large"],
+    ids=[
+        "cifar large",
+        "cifar tiny",
+        "imagenet small",
+        "imagenet small jr",
+        "imagenet large",
+        "imagenet large jr",
+        "imagenet xl",
+    ],
 )
-def test_parameter_count_of_the_published_configurations(config, side, by_hand):
-    images = jnp.zeros((1, side, side, 3))
-    params = jax.eval_shape(MDEQ(config=config).init, jax.random.key(0), images)["params"]
-    assert leaf_sizes(params) == by_hand
+def test_parameter_count_of_the_published_configurations(config, by_hand):
+    assert parameters(MDEQ(config=config)) == by_hand
+
+
+def test_the_printed_63m_are_the_large_model_with_the_head_of_the_small_one():
+    head = MDEQ_IMAGENET_SMALL.head_channels
+    config = dataclasses.replace(MDEQ_IMAGENET_LARGE, head_channels=head)
+    assert parameters(MDEQ(config=config)) == pytest.approx(63e6, rel=0.002)
+
+
+def parameters(model):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return leaf_sizes(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
 
 
 @pytest.mark.parametrize(
     "config, side, size",
-    [(MDEQ_CIFAR_LARGE, 32, 61_440), (IMAGENET_SMALL, 56, 188_160), (IMAGENET_LARGE, 56, 470_400)],
+    [
+        (MDEQ_CIFAR_LARGE, 32, 61_440),
+        (MDEQ_IMAGENET_SMALL, 56, 188_160),
+        (MDEQ_IMAGENET_LARGE, 56, 470_400),
+    ],
     ids=["cifar large", "imagenet small", "imagenet large"],
 )
 def test_state_size_of_one_sample(config, side, size):

@@ -19,13 +19,17 @@ from jdeq.training import (
     TensorBoard,
     Terminal,
     adamw,
+    confusion_matrix,
     equilibrium_of,
     evaluate,
     make_eval_step,
+    mean_iou,
     read_metrics,
+    sgd,
     summarize,
     warmup_constant,
     warmup_cosine,
+    warmup_steps_decay,
 )
 from jdeq.training.losses import score
 from tests.training.problem import MODEL, STEP, initial_state, toy_data
@@ -118,6 +122,48 @@ def test_weight_decay_is_for_kernels():
             adamw(lambda step: 0.1, **options)
 
 
+def test_warmup_steps_decay():
+    schedule = warmup_steps_decay(peak=2.0, warmup_steps=2, every=10, factor=0.1)
+    found = [float(schedule(step)) for step in (0, 1, 2, 9, 10, 19, 20)]
+    np.testing.assert_allclose(found, [0.0, 1.0, 2.0, 2.0, 0.2, 0.2, 0.02], rtol=1e-6)
+    for options in ({"every": 0, "factor": 0.1}, {"every": 5, "factor": 1.0}):
+        with pytest.raises(ValueError, match="every must be >= 1 and factor lie in"):
+            warmup_steps_decay(peak=1.0, warmup_steps=0, **options)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_gradient_descent_with_momentum(nesterov):
+    """Against the formula, two steps; decay is for every parameter."""
+    optimizer = sgd(lambda step: 0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.5)
+    params = {"bias": jnp.full(2, 2.0)}
+    state, p, m = optimizer.init(params), 2.0, 0.0
+    for gradient in (1.0, -3.0):
+        updates, state = optimizer.update({"bias": jnp.full(2, gradient)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        g = gradient + 0.5 * p
+        m = 0.9 * m + g
+        p -= 0.1 * (0.9 * m + g if nesterov else m)
+        np.testing.assert_allclose(params["bias"], p, rtol=1e-6)
+    for options in ({"momentum": 1.0}, {"weight_decay": -1.0}, {"clip_norm": 0.0}):
+        with pytest.raises(ValueError, match=f"jdeq.training.sgd: {next(iter(options))} must"):
+            sgd(lambda step: 0.1, **options)
+
+
+def test_confusion_and_intersection_over_union():
+    labels = np.array([[0, 0, 1], [1, 2, IGNORED]])
+    predicted = np.array([[0, 1, 1], [1, 0, 2]])
+    counts = confusion_matrix(labels, predicted, 4)
+    np.testing.assert_array_equal(counts[:3, :3], [[1, 1, 0], [0, 2, 0], [1, 0, 0]])
+    assert counts.sum() == 5 and counts.shape == (4, 4)
+    # class 0: 1 of {0, 0, 2 as 0}; 1: 2 of 3; 2: 0 of 1; 3 is nowhere and does not count
+    assert mean_iou(counts) == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
+    assert math.isnan(mean_iou(np.zeros((3, 3), np.int64)))
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1; got 2"):
+        confusion_matrix(labels, predicted, 2)
+    with pytest.raises(ValueError, match=r"predicted must lie in 0\.\.1; got 5"):
+        confusion_matrix(np.array([1]), np.array([5]), 2)
+
+
 def test_first_signal_asks_second_interrupts():
     previous = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
@@ -144,7 +190,8 @@ def test_ignored_labels_count_for_nothing():
     labels = np.array([[1, IGNORED, 0], [IGNORED, IGNORED, 3]])
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     want = [-log_probabilities[0, 0, 1], -log_probabilities[0, 2, 0], -log_probabilities[1, 2, 3]]
-    losses, correct, counted = score(logits, labels)
+    losses, correct, counted, predicted = score(logits, labels)
+    np.testing.assert_array_equal(predicted, logits.argmax(-1))
     np.testing.assert_array_equal(counted, labels != IGNORED)
     np.testing.assert_allclose(losses[counted], want, rtol=1e-5)
     assert float(losses.sum()) == pytest.approx(sum(want), rel=1e-5)

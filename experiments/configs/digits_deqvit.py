@@ -1,0 +1,35 @@
+"""A vision transformer with an equilibrium for its depth on the 8x8 digits.
+
+python -m experiments.train digits_deqvit --workdir runs/deqvit
+
+Source: the cell of jdeq/models/deq_vit.py; the recipe is that of digits_mdeq with patches of 2x2
+pixels, width 64, the penalty on a fifth of the steps.
+Hardware: 2 CPU cores.
+Time:
+Result:
+"""
+
+from experiments.config import (
+    ExperimentConfig,
+    GradientConfig,
+    LoopConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RegularizerConfig,
+    SolverConfig,
+)
+from experiments.data import DigitsData
+from jdeq.models import DEQViTConfig
+
+CONFIG = ExperimentConfig(
+    data=DigitsData(batch_size=96, max_shift=1),
+    model=DEQViTConfig(
+        image_side=8, patch=2, width=64, heads=4, hidden=256, num_classes=10, dropout=0.1
+    ),
+    solver=SolverConfig(kind="anderson", depth=3, rtol=1e-3, max_steps=8),
+    gradient=GradientConfig(kind="implicit", rtol=1e-3, max_steps=8),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.05),
+    regularizer=RegularizerConfig(gamma=1.0, probability=0.2),
+    pretrain=PretrainConfig(steps=140, evaluations=4),
+    loop=LoopConfig(steps=560),
+)

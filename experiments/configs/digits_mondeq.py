@@ -1,0 +1,32 @@
+"""A monotone operator DEQ on the 8x8 digits.
+
+python -m experiments.train digits_mondeq --workdir runs/mondeq
+
+Source: the convolutional single-tier model of Winston and Kolter (2020), Peaceman-Rachford
+splitting with step 1, tolerance 1e-2 and Adam as in their experiments, at the size of the digits:
+24 channels, pooling by 2.
+Hardware: 2 CPU cores.
+Time:
+Result:
+"""
+
+from experiments.config import (
+    ExperimentConfig,
+    GradientConfig,
+    LoopConfig,
+    OptimizerConfig,
+    SolverConfig,
+    SplittingConfig,
+)
+from experiments.data import DigitsData
+from jdeq.models import MonDEQConfig
+
+CONFIG = ExperimentConfig(
+    data=DigitsData(batch_size=96, max_shift=1),
+    model=MonDEQConfig(channels=(24,), num_classes=10, pool=2),
+    splitting=SplittingConfig(kind="peaceman_rachford", step=1.0),
+    solver=SolverConfig(kind="picard", rtol=1e-2, max_steps=50),
+    gradient=GradientConfig(kind="implicit", rtol=1e-2, max_steps=50),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50),
+    loop=LoopConfig(steps=560),
+)
