@@ -82,6 +82,11 @@ class Task:
         return "word_perplexity" if self.text.unit == "word" else "bits_per_byte"
 
     @property
+    def has_images(self) -> bool:
+        """Whether an example is an image, [height, width, channels]."""
+        return self.test.inputs.ndim == 4
+
+    @property
     def labels_pixels(self) -> bool:
         """Whether an example is an image with a label for each pixel."""
         return self.test.labels.ndim == 3

@@ -215,7 +215,7 @@ def draw(
         plots.residual_trace(_trace(run, state, rtol), ax=axes[0], rtol=rtol)
         if budgets := [row for row in rows if "budget" in row]:
             plots.budget_curve(budgets, ax=axes[1], quality=quality)
-    if run.task.text is None:
+    if run.task.has_images:
         figures |= _images(run, state)
     return figures
 

@@ -14,6 +14,7 @@ import numpy as np
 import jdeq
 from experiments.bench.harness import Case, Result, measure, quartiles
 from experiments.bench.report import write
+from jdeq.data import Dataset
 from jdeq.models import (
     DEQTransformerConfig,
     DEQTransformerLM,
@@ -83,17 +84,16 @@ def _step(model: Any, _f: Any):
 
     def objective(params, memory, batch):
         out = loss(
-            params, {"memory": memory}, _Batch(*batch), key=jax.random.key(2), probe=jdeq.backward_probe(),
+            params,
+            {"memory": memory},
+            Dataset(*batch),
+            key=jax.random.key(2),
+            probe=jdeq.backward_probe(),
             penalize=False,
-        )  # fmt: skip
+        )
         return out.loss_nats
 
     return jax.value_and_grad(objective)
-
-
-class _Batch:
-    def __init__(self, inputs, labels):
-        self.inputs, self.labels = inputs, labels
 
 
 def step_cases(size: Size) -> list[Case]:
