@@ -40,10 +40,12 @@ from jdeq.models import (
     TrellisConfig,
 )
 from jdeq.training import (
+    EvalStep,
     TrainState,
     TrainStep,
     abstract_state,
     cross_entropy_loss,
+    make_eval_step,
     make_init,
     make_train_step,
 )
@@ -91,7 +93,11 @@ class Run:
 
     def train_step(self, model: Any) -> TrainStep:
         """The update that trains ``model``."""
-        loss = cross_entropy_loss(model, probe_backward=self.implicit and model.gradient.has_probe)
+        loss = cross_entropy_loss(
+            model,
+            probe_backward=self.implicit and model.gradient.has_probe,
+            by_labels=gives_losses(model),
+        )
         return make_train_step(loss, self.optimizer)
 
     def initial_state(self) -> TrainState:
@@ -104,6 +110,16 @@ class Run:
 
     def _init_args(self) -> tuple[Any, np.ndarray]:
         return jax.random.key(self.config.seed), self.task.batches(0).inputs
+
+
+def gives_losses(model: Any) -> bool:
+    """Whether a model is to be asked for losses, its vocabulary being too large for logits."""
+    return bool(getattr(model.config, "cutoffs", ()))
+
+
+def eval_step(model: Any, task: Task) -> EvalStep:
+    """The evaluation of ``model`` on the test examples of ``task``."""
+    return make_eval_step(model, segment=task.segment, by_labels=gives_losses(model))
 
 
 def build(config: ExperimentConfig) -> Run:
@@ -120,13 +136,22 @@ def build(config: ExperimentConfig) -> Run:
         raise ConfigError(str(error)) from error
 
 
+_MAY_BE_ZERO = (("pretrain", "steps"), ("loop", "budget_jitter"))
+
+
 def _build(config: ExperimentConfig) -> Run:
     for part in ("loop", "pretrain"):
         for name, value in dataclasses.asdict(getattr(config, part)).items():
-            least = 0 if (part, name) == ("pretrain", "steps") else 1
+            least = 0 if (part, name) in _MAY_BE_ZERO else 1
             values = value if isinstance(value, tuple) else (value,)
             if name != "rtols" and min(values, default=0) < least:
                 raise ConfigError(f"{part}.{name} must be >= {least}; got {value}")
+    jitter, budget = config.loop.budget_jitter, config.solver.max_steps
+    if jitter >= budget or (jitter and isinstance(config.model, EXPLICIT)):
+        raise ConfigError(
+            f"loop.budget_jitter must be < solver.max_steps ({budget}), and 0 for an explicit "
+            f"model; got {jitter}"
+        )
     if not config.loop.rtols or not all(0 < rtol < 1 for rtol in config.loop.rtols):
         raise ConfigError(f"loop.rtols must lie in (0, 1); got {config.loop.rtols}")
     if config.seed < 0:

@@ -38,6 +38,15 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the field."""
 
 
+_SOLVERS = {
+    "picard": jdeq.Picard,
+    "anderson": jdeq.Anderson,
+    "broyden": jdeq.Broyden,
+    "newton_krylov": jdeq.NewtonKrylov,
+    "reversible": jdeq.Reversible,
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolverConfig:
     """The forward solver and when it stops."""
@@ -56,14 +65,7 @@ class SolverConfig:
 
     def build(self) -> Any:
         """The solver."""
-        kinds = {
-            "picard": jdeq.Picard,
-            "anderson": jdeq.Anderson,
-            "broyden": jdeq.Broyden,
-            "newton_krylov": jdeq.NewtonKrylov,
-            "reversible": jdeq.Reversible,
-        }
-        return _build("solver", kinds, self, shared=("rtol", "max_steps"))
+        return _build("solver", _SOLVERS, self, shared=("rtol", "max_steps"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,8 @@ class GradientConfig:
         "shared_inverse",
         "reversible",
     ] = "implicit"
+    solver: Literal["picard", "anderson", "broyden", "newton_krylov"] | None = None
+    """implicit: of the backward solve; None is the forward one."""
     rtol: float | None = None
     """implicit: tolerance of the backward solve, None is the forward one; reversible: wanted error
     of the reconstructed states."""
@@ -121,7 +125,8 @@ class GradientConfig:
             "shared_inverse": jdeq.SharedInverse,
             "reversible": jdeq.ReversibleGradient,
         }
-        return _build("gradient", kinds, self)
+        made = None if self.solver is None else {"solver": _SOLVERS[self.solver]()}
+        return _build("gradient", kinds, self, made=made)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,6 +267,9 @@ class LoopConfig:
     """Evaluations of the cell after which the report stops hard."""
     rtols: tuple[float, ...] = (1e-2, 1e-3)
     """Tolerances to which the report solves."""
+    budget_jitter: int = 0
+    """Each training step draws its ``solver.max_steps`` from those up to so many above or below;
+    each value compiles a program. 0: always the same."""
     max_skipped: int = 10
     """Non-finite steps in a row after which to give up."""
 
@@ -310,8 +318,17 @@ class ExperimentConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def _build(part: str, kinds: dict[str, Any], config: Any, *, shared: tuple[str, ...] = ()) -> Any:
-    """The object of ``config.kind``, from the fields of ``config`` that are not None."""
+def _build(
+    part: str,
+    kinds: dict[str, Any],
+    config: Any,
+    *,
+    shared: tuple[str, ...] = (),
+    made: dict[str, Any] | None = None,
+) -> Any:
+    """The object of ``config.kind``, from the fields of ``config`` that are not None; ``made`` are
+    objects in place of what a field says.
+    """
     cls = kinds[config.kind]
     own = [field.name for field in dataclasses.fields(cls)]
     options = {
@@ -326,7 +343,7 @@ def _build(part: str, kinds: dict[str, Any], config: Any, *, shared: tuple[str, 
                 f"{part}.{name} is not an option of {part}.kind {config.kind}, whose options are: "
                 f"{', '.join(has)}; pass --{part}.{name} None"
             )
-    return _checked(part, lambda: cls(**options))
+    return _checked(part, lambda: cls(**options | (made or {})))
 
 
 def _checked(part: str, make: Any) -> Any:

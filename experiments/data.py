@@ -27,8 +27,7 @@ from jdeq.data import (
     open_images,
     windows,
 )
-from jdeq.training import evaluate
-from jdeq.training.step import EvalStep
+from jdeq.training import EvalStep, evaluate
 
 
 class Batches(Protocol):

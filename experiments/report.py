@@ -15,7 +15,7 @@ from rich.table import Table
 
 import jdeq
 from experiments import workdir
-from experiments.build import Run
+from experiments.build import Run, eval_step
 from experiments.data import Task
 from jdeq import plots
 from jdeq.training import (
@@ -24,7 +24,6 @@ from jdeq.training import (
     confusion_matrix,
     equilibrium_of,
     evaluate_samples,
-    make_eval_step,
     read_metrics,
 )
 
@@ -61,8 +60,7 @@ def evaluate_at(
     """
 
     def measure(**options):
-        step = make_eval_step(model.clone(**options), segment=task.segment)
-        return task.evaluate(step, variables)
+        return task.evaluate(eval_step(model.clone(**options), task), variables)
 
     if not hasattr(model, "solver"):
         return [{"stop": "explicit", **measure()}]
@@ -229,7 +227,7 @@ def _images(run: Run, state: TrainState) -> dict[str, Figure]:
         steps = TOLERANCE_STEPS // (evaluations_per_step(model.solver) or 1)
         model = model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
     out = evaluate_samples(
-        make_eval_step(model), state.variables, task.test, batch_size=task.test_batch_size
+        eval_step(model, task), state.variables, task.test, batch_size=task.test_batch_size
     )
     images, labels = task.test
     figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from experiments import report, workdir
-from experiments.build import Run, build
+from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
@@ -34,7 +34,6 @@ from jdeq.training import (
     Terminal,
     TrainState,
     equilibrium_of,
-    make_eval_step,
 )
 from jdeq.training.metrics import Metrics
 
@@ -134,9 +133,16 @@ def make_loop(run: Run) -> Loop:
     """The loop of ``run``: pre-training, then the equilibrium, with its hooks."""
     config = run.config.loop
     items, items_per_step = run.task.items
-    phases = [Phase(until=run.total_steps, step=run.train_step(run.model))]
+    jitter = config.budget_jitter
+    models = [run.model]
+    if jitter:
+        budgets = range(run.model.max_steps - jitter, run.model.max_steps + jitter + 1)
+        models = [run.model.clone(max_steps=budget) for budget in budgets]
+    steps = [run.train_step(model) for model in models]
+    phases = [Phase(until=run.total_steps, steps=steps, seed=run.config.seed)]
     if run.config.pretrain.steps:
-        pretrain = Phase(until=run.config.pretrain.steps, step=run.train_step(run.pretrain_model))
+        step = run.train_step(run.pretrain_model)
+        pretrain = Phase(until=run.config.pretrain.steps, steps=[step])
         phases.insert(0, pretrain)
     hooks = [(config.test_every, test_hook(run))]
     if run.implicit:
@@ -158,7 +164,7 @@ def make_loop(run: Run) -> Loop:
 
 def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Loss, quality, evaluations and residual on the test examples, with the training solver."""
-    step = make_eval_step(run.model, segment=run.task.segment)
+    step = eval_step(run.model, run.task)
 
     def hook(state):
         return "test", run.task.evaluate(step, state.variables)

@@ -17,6 +17,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jdeq.layers.convolution import loop_conv
+from jdeq.layers.dropout import VariationalDropout
 
 Initializer = Callable[..., jax.Array]
 
@@ -60,18 +61,22 @@ class WeightNormDense(nn.Module):
       use_bias: whether to add ``b``.
       kernel_init: distribution of the effective weight; never all zeros for an output.
       bias_init: distribution of ``b``.
+      drop_connect: rate, in [0, 1), of dropping single entries of w when a 'dropout' rng is given:
+        one draw a call, so one for all positions and evaluations of a solve.
       dtype: of the computation; None: the promotion of input and parameters.
       param_dtype: of the parameters.
     Returns (of a call):
       float[..., features] from float[..., in].
     Source: Salimans and Kingma (2016), Weight Normalization, eq. 2. Deviation: no data-dependent
-      initialisation.
+      initialisation. DropConnect: Wan et al. (2013), of the normalised weight as in Merity, Keskar,
+      Socher (2018), Regularizing and Optimizing LSTM Language Models.
     """
 
     features: int
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
+    drop_connect: float = 0.0
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -79,6 +84,7 @@ class WeightNormDense(nn.Module):
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         shape = (x.shape[-1], self.features)
         w = _weight(self, self.kernel_init, shape, self.param_dtype)
+        w = VariationalDropout(self.drop_connect)(w)
         b = None
         if self.use_bias:
             b = self.param("bias", self.bias_init, (self.features,), self.param_dtype)

@@ -11,8 +11,8 @@ its published code (dropout, dilations, sizes); Bai, Kolter, Koltun (2019), Deep
 section 4.1 (the fixed point). Deviations: a DEQ needs one map, so a cycle of dilations is one
 evaluation; solved causally, each position for itself (see ``causal``); the gate f starts at 0.73
 instead of 0.5 (Jozefowicz, Zaremba, Sutskever 2015), from weights of the published deviation, 0.01
-at width 1400, scaled to other widths. Not here: DropConnect on the weights, dropout of whole words,
-losses at intermediate layers, softmax experts, and a state handed on from the text before.
+at width 1400, scaled to other widths. Not here: dropout of whole words, losses at intermediate
+layers, softmax experts, and a state handed on from the text before.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class TrellisConfig:
         from all of h, by a matrix of their own. Both have a bias.
       input_dropout, dropout, output_dropout: of the embedded tokens, of h before its convolution,
         and of the channels that the logits are read from; in [0, 1).
+      drop_connect: of the entries of W_h, in [0, 1).
     Raises:
       ValueError: when built, for a value outside these ranges.
     """
@@ -69,6 +70,7 @@ class TrellisConfig:
     input_dropout: float = 0.0
     dropout: float = 0.0
     output_dropout: float = 0.0
+    drop_connect: float = 0.0
 
     def __post_init__(self):
         name = "jdeq.models.TrellisConfig"
@@ -78,7 +80,7 @@ class TrellisConfig:
             raise ValueError(f"{name}: dilations must have at least one entry; got none")
         for dilation in self.dilations:
             require_integer(name, "dilations", dilation, 1)
-        for field in ("input_dropout", "dropout", "output_dropout"):
+        for field in ("input_dropout", "dropout", "output_dropout", "drop_connect"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise ValueError(f"{name}: {field} must be in [0, 1); got {getattr(self, field)}")
         if self.tied and self.embed_width > self.width:
@@ -95,9 +97,10 @@ TRELLIS_PTB = TrellisConfig(
     input_dropout=0.45,
     dropout=0.28,
     output_dropout=0.45,
+    drop_connect=0.5,
 )
 """Penn Treebank, words: 24.2M parameters (published: 24M). 57.1 perplexity as a DEQ, 57.0 with 60
-layers; both with DropConnect 0.5 too, which is not here."""
+layers."""
 
 TRELLIS_WIKITEXT103 = TrellisConfig(
     vocab_size=267_735,
@@ -134,6 +137,7 @@ class TrellisCell(nn.Module):
     width: int
     dilations: tuple[int, ...] = (1,)
     dropout: float = 0.0
+    drop_connect: float = 0.0
     dtype: Any = None
 
     def initial_state(self, x: TrellisInjection) -> State:
@@ -149,7 +153,12 @@ class TrellisCell(nn.Module):
     def cycle(self, z: State, x: TrellisInjection) -> list[State]:
         """z and the states after each step of the cycle."""
         weights = WeightNormDense(
-            4 * self.width, kernel_init=_kernel, bias_init=_bias, dtype=self.dtype, name="gates"
+            4 * self.width,
+            kernel_init=_kernel,
+            bias_init=_bias,
+            drop_connect=self.drop_connect,
+            dtype=self.dtype,
+            name="gates",
         )
         drop = VariationalDropout(self.dropout, broadcast_dims=(1,))
         # One mask for the whole cycle: drawn once, as a factor.
@@ -241,7 +250,14 @@ class DEQTrellisNet(nn.Module):
             before = tuple({part: cache.past[f"{part}{step}"] for part in "hc"} for step in steps)
         gates = tuple(inject(_pair(x, dilation, x0)) for dilation in config.dilations)
         injection = TrellisInjection(gates, before)
-        cell = TrellisCell(config.width, config.dilations, config.dropout, self.dtype, name="cell")
+        cell = TrellisCell(
+            config.width,
+            config.dilations,
+            config.dropout,
+            config.drop_connect,
+            self.dtype,
+            name="cell",
+        )
         solution = DEQ(
             cell=cell,
             solver=self.solver,

@@ -14,5 +14,5 @@ from jdeq.training.optimizers import (
     warmup_steps_decay,
 )
 from jdeq.training.state import TrainState, abstract_state, make_init
-from jdeq.training.step import Evaluation, TrainStep, make_eval_step, make_train_step
+from jdeq.training.step import EvalStep, Evaluation, TrainStep, make_eval_step, make_train_step
 from jdeq.training.stop import StopRequest

@@ -30,8 +30,8 @@ def evaluate(
         (samples do not affect one another).
       classes: of labels that are pictures, scored by `mean_iou`; None: the labels are not.
     Returns:
-      loss_nats, accuracy, nfe_forward, residual_mean, residual_max, the share of the samples that
-      converged, and mean_iou if ``classes`` is given.
+      loss_nats, accuracy (if the step knows it), nfe_forward, residual_mean, residual_max, the
+      share of the samples that converged, and mean_iou if ``classes`` is given.
     Cost: one batch of results is held at a time.
     """
     sums = dict.fromkeys(("loss", "correct", "labels", "nfe", "residual", "converged"), 0.0)
@@ -42,7 +42,8 @@ def evaluate(
         if nfe.shape == out.counted.shape:  # a causal solve has one entry a position
             nfe, residual, status = (a[out.counted] for a in (nfe, residual, status))
         sums["loss"] += out.loss_nats[out.counted].sum(dtype=np.float64)
-        sums["correct"] += out.correct[out.counted].sum()
+        if out.correct is not None:
+            sums["correct"] += out.correct[out.counted].sum()
         sums["labels"] += out.counted.sum()
         sums["nfe"] += nfe.sum(dtype=np.float64)
         sums["residual"] += residual.sum(dtype=np.float64)
@@ -51,9 +52,10 @@ def evaluate(
         largest = np.max(residual, initial=largest)  # NaN where one is
         if classes is not None:
             confusion += confusion_matrix(labels, out.predicted, classes)
-    means = {
-        "loss_nats": float(sums["loss"] / sums["labels"]),
-        "accuracy": float(sums["correct"] / sums["labels"]),
+    means = {"loss_nats": float(sums["loss"] / sums["labels"])}
+    if out.correct is not None:
+        means["accuracy"] = float(sums["correct"] / sums["labels"])
+    means |= {
         "nfe_forward": float(sums["nfe"] / samples),
         "residual_mean": float(sums["residual"] / samples),
         "residual_max": float(largest),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdeq.regularizers import JacobianSchedule
 from jdeq.training.checkpoints import Checkpoints
@@ -22,10 +23,18 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Train with ``step`` while fewer than ``until`` steps have been taken."""
+    """Train with one of ``steps``, drawn by (seed, position), while fewer than ``until`` steps have
+    been taken.
+    """
 
     until: int
-    step: TrainStep
+    steps: Sequence[TrainStep]
+    seed: int = 0
+
+    def step_at(self, position: int) -> TrainStep:
+        """The step to take at a position of the run; the same whenever asked."""
+        drawn = np.random.default_rng((self.seed, position)).integers(len(self.steps))
+        return self.steps[int(drawn)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +127,7 @@ class Loop:
         if "memory" in state.model_state and self.restarts(position):
             empty = jax.tree.map(jnp.zeros_like, state.model_state["memory"])
             state = state._replace(model_state={**state.model_state, "memory": empty})
-        state, metrics = phase.step(
+        state, metrics = phase.step_at(position)(
             state,
             self.batch_at(position),
             self.schedule.weight_at(position),

@@ -19,7 +19,7 @@ class LossOutput(NamedTuple):
 
     loss_nats: Float[Array, ""]  # mean over the batch, without the penalty
     penalty: Float[Array, ""]  # mean Jacobian penalty, before its weight; 0 if not asked for
-    accuracy: Float[Array, ""]
+    accuracy: Float[Array, ""] | None  # None where the model gives losses only
     stats: SolverStats  # of the forward solve, one entry a sample
     model_state: dict[str, PyTree]  # the collections after the call
 
@@ -39,7 +39,9 @@ class LossFn(Protocol):
     ) -> LossOutput: ...
 
 
-def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> LossFn:
+def cross_entropy_loss(
+    model: nn.Module, *, probe_backward: bool = True, by_labels: bool = False
+) -> LossFn:
     """Mean cross entropy of the labels in nats, and the model's mean Jacobian penalty,
     ``mean ||eps^T J||^2 / d``.
 
@@ -50,6 +52,8 @@ def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> Loss
         of several are added.
       probe_backward: hand the probe on to the model; False for a gradient rule without a backward
         solve to report on (``rule.has_probe``).
+      by_labels: the model is called with ``labels=`` and gives their losses in place of logits, as
+        those do whose vocabulary is too large for logits; there is no accuracy then.
     Returns:
       a `LossFn` over batches of `jdeq.data.Dataset`.
     Cost: the penalty takes one evaluation of the cell and one vector product, and their backward.
@@ -60,6 +64,8 @@ def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> Loss
     def loss(params, model_state, batch: Dataset, *, key, probe, penalize):
         dropout_key, jacobian_key = jax.random.split(key)
         rngs = {"dropout": dropout_key} | ({"jacobian": jacobian_key} if penalize else {})
+        labels = jnp.asarray(batch.labels)
+        options: dict[str, Any] = {"labels": labels} if by_labels else {}
         outputs: Any = model.apply(
             {"params": params, **model_state},
             batch.inputs,
@@ -67,14 +73,15 @@ def cross_entropy_loss(model: nn.Module, *, probe_backward: bool = True) -> Loss
             probe=probe if probe_backward else None,
             mutable=["jdeq", *model_state],
             rngs=rngs,
+            **options,
         )
-        (logits, solution), updated = outputs
-        losses, correct, counted, _ = score(logits, jnp.asarray(batch.labels))
-        labels = jnp.maximum(counted.sum(), 1)
+        (out, solution), updated = outputs
+        scores = score_losses(out, labels) if by_labels else score(out, labels)
+        count = jnp.maximum(scores.counted.sum(), 1)
         return LossOutput(
-            loss_nats=losses.sum() / labels,
-            penalty=_penalty(updated) if penalize else jnp.zeros((), losses.dtype),
-            accuracy=correct.sum() / labels,
+            loss_nats=scores.loss_nats.sum() / count,
+            penalty=_penalty(updated) if penalize else jnp.zeros((), scores.loss_nats.dtype),
+            accuracy=None if scores.correct is None else scores.correct.sum() / count,
             stats=solution.stats,
             model_state={name: updated[name] for name in model_state},
         )
@@ -86,9 +93,9 @@ class Scores(NamedTuple):
     """One entry a label; no loss and not correct where the label is `jdeq.data.IGNORED`."""
 
     loss_nats: Float[Array, " *labels"]
-    correct: Bool[Array, " *labels"]
+    correct: Bool[Array, " *labels"] | None  # None where there are losses only
     counted: Bool[Array, " *labels"]
-    predicted: Int[Array, " *labels"]  # the class of the largest logit, also where none is counted
+    predicted: Int[Array, " *labels"] | None  # the class of the largest logit, counted or not
 
 
 def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"]) -> Scores:
@@ -98,6 +105,12 @@ def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"
     predicted = logits.argmax(-1)
     correct = counted & (predicted == labels)
     return Scores(jnp.where(counted, losses, 0.0), correct, counted, predicted)
+
+
+def score_losses(losses: Float[Array, " *labels"], labels: Int[Array, " *labels"]) -> Scores:
+    """The same of losses that a model gives itself."""
+    counted = labels != IGNORED
+    return Scores(jnp.where(counted, losses, 0.0), None, counted, None)
 
 
 def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:

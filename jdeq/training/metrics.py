@@ -146,9 +146,11 @@ class Terminal:
                 "mean_iou": "mean IoU",
             }
             bits = "".join(f"{units[n]} {metrics[n]:.3f}, " for n in units if n in metrics)
+            if "accuracy" in metrics:
+                bits += f"accuracy {metrics['accuracy']:.2%}, "
             self._print(
                 f"step {step:>5}/{self._total}  test: loss {metrics['loss_nats']:.4f}, "
-                f"{bits}accuracy {metrics['accuracy']:.2%}, nfe {metrics['nfe_forward']:.1f}, "
+                f"{bits}nfe {metrics['nfe_forward']:.1f}, "
                 f"residual {metrics['residual_mean']:.1e}"
             )
 
@@ -178,8 +180,9 @@ def train_line(metrics: Metrics) -> str:
     """The metrics of some training steps in one line."""
     rate = next(name for name in metrics if name.endswith("_per_second"))
     skipped = f"  skipped {metrics['count_skipped']:.0f}" if metrics["count_skipped"] else ""
+    accuracy = f"acc {metrics['accuracy']:6.1%}  " if "accuracy" in metrics else ""
     return (
-        f"loss {metrics['loss_nats']:.3f}  acc {metrics['accuracy']:6.1%}  "
+        f"loss {metrics['loss_nats']:.3f}  {accuracy}"
         f"nfe {metrics['nfe_forward']:.1f}/{metrics['nfe_backward']:.1f}  "
         f"res {metrics['residual_max']:.0e}/{metrics['residual_backward']:.0e}  "
         f"{metrics[rate]:.0f} {rate.removesuffix('_per_second')}/s{skipped}"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jdeq.data import Dataset
 from jdeq.fixed_point import backward_probe
-from jdeq.training.losses import LossFn, score
+from jdeq.training.losses import LossFn, score, score_losses
 from jdeq.training.state import TrainState
 from jdeq.types import Status
 
@@ -38,10 +38,11 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         optax.contrib.reduce_on_plateau does.
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
-      batch: loss_nats, accuracy, penalty (if asked for), nfe_forward (mean), residual_max, one
-      count for each `Status` (count_converged, ...), nfe_backward (mean) and residual_backward
-      (largest) as the backward solve reported them, grad_norm (before clipping), count_skipped,
-      learning_rate_scale (what optax.contrib.reduce_on_plateau has brought it to; else 1).
+      batch: loss_nats, accuracy (if known), penalty (if asked for), nfe_forward (mean),
+      residual_max, one count for each `Status` (count_converged, ...), nfe_backward (mean) and
+      residual_backward (largest) as the backward solve reported them, grad_norm (before clipping),
+      count_skipped, learning_rate_scale (what optax.contrib.reduce_on_plateau has brought it to;
+      else 1).
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -77,7 +78,6 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         )
         metrics = {
             "loss_nats": out.loss_nats,
-            "accuracy": out.accuracy,
             "nfe_forward": out.stats.nfe.mean(),
             "nfe_backward": backward[0],
             "residual_max": out.stats.residual.max(),
@@ -86,6 +86,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
             "count_skipped": (~finite).astype(jnp.int32),
             "learning_rate_scale": _learning_rate_scale(opt_state),
         }
+        if out.accuracy is not None:
+            metrics["accuracy"] = out.accuracy
         for status in Status:
             metrics[f"count_{status.name.lower()}"] = (out.stats.status == status).sum()
         if penalize:
@@ -109,9 +111,9 @@ class Evaluation(NamedTuple):
     """
 
     loss_nats: Float[Array, " *labels"]
-    correct: Bool[Array, " *labels"]
+    correct: Bool[Array, " *labels"] | None  # None where the model gives losses only
     counted: Bool[Array, " *labels"]  # False where the label is IGNORED
-    predicted: Int[Array, " *labels"]
+    predicted: Int[Array, " *labels"] | None
     nfe: Int[Array, " *samples"]
     residual: Float[Array, " *samples"]
     status: Int[Array, " *samples"]
@@ -120,7 +122,9 @@ class Evaluation(NamedTuple):
 EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
 
 
-def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
+def make_eval_step(
+    model: nn.Module, *, segment: int | None = None, by_labels: bool = False
+) -> EvalStep:
     """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages.
 
     Args:
@@ -128,20 +132,26 @@ def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
       segment: a sequence model reads the inputs [batch, length] so many positions at a time, with
         what it keeps of one in its collection "memory" for the next, and nothing before the first;
         divides ``length``. None: all at once and without memory.
+      by_labels: as of `cross_entropy_loss`.
     """
 
+    def call(variables, inputs, labels, **options) -> Any:
+        given = {"labels": labels} if by_labels else {}
+        return model.apply(variables, inputs, **given, **options)
+
     def judge(outputs: Any, labels: Array) -> Evaluation:
-        logits, solution = outputs
+        out, solution = outputs
         stats = solution.stats
         return Evaluation(
-            **score(logits, labels)._asdict(),
+            **(score_losses if by_labels else score)(out, labels)._asdict(),
             nfe=stats.nfe,
             residual=stats.residual,
             status=stats.status,
         )
 
     def whole(variables, batch):
-        return judge(model.apply(variables, batch.inputs), jnp.asarray(batch.labels))
+        labels = jnp.asarray(batch.labels)
+        return judge(call(variables, batch.inputs, labels), labels)
 
     if segment is None:
         return jax.jit(whole)
@@ -152,7 +162,7 @@ def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
 
         def read(memory, part):
             known = variables | ({"memory": memory} if memory else {})
-            outputs, kept = model.apply(known, part[0], mutable=["memory"])
+            outputs, kept = call(known, *part, mutable=["memory"])
             return kept.get("memory", {}), judge(outputs, part[1])
 
         shapes, _ = jax.eval_shape(read, {}, (inputs[0], labels[0]))

@@ -82,3 +82,17 @@ def test_compute_dtype():
 def test_wrong_number_of_axes():
     with pytest.raises(ValueError, match=r"a kernel of 2 spatial axes.*\(4, 8, 3\)"):
         WeightNormConv(4, (3, 3)).init(jax.random.key(0), jnp.zeros((4, 8, 3)))
+
+
+def test_drop_connect_takes_single_weights_for_all_positions():
+    """Identity rows read the weight: an entry is doubled or 0, and the same wherever it is used."""
+    layer = WeightNormDense(40, use_bias=False, drop_connect=0.5)
+    x = jnp.eye(30)
+    variables = layer.init(jax.random.key(0), x)
+    w = layer.apply(variables, x)
+    rngs = {"dropout": jax.random.key(1)}
+    dropped = layer.apply(variables, jnp.stack([x, 3 * x]), rngs=rngs)
+    np.testing.assert_allclose(dropped[1], 3 * dropped[0], rtol=1e-6)
+    out = np.asarray(dropped[0] == 0)
+    np.testing.assert_allclose(dropped[0][~out], 2 * w[~out], rtol=1e-5)
+    assert 0.45 < out.mean() < 0.55 and np.ptp(out.mean(0)) > 0 and np.ptp(out.mean(1)) > 0

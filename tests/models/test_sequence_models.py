@@ -18,7 +18,14 @@ from jdeq.models import (
     TransformerXL,
     TransformerXLConfig,
 )
-from jdeq.training import adamw, cross_entropy_loss, make_eval_step, make_init, make_train_step
+from jdeq.training import (
+    adamw,
+    cross_entropy_loss,
+    evaluate,
+    make_eval_step,
+    make_init,
+    make_train_step,
+)
 
 VOCAB, LENGTH = 11, 6
 PARTS = dict(vocab_size=VOCAB, width=8, heads=2, hidden=12, cutoffs=(4, 8), divisor=2)
@@ -242,3 +249,35 @@ def test_solves_counted_by_sequence_are_counted_by_segment():
     inputs = jnp.zeros((2, 3 * LENGTH), jnp.int32)
     step = make_eval_step(model, segment=LENGTH)
     assert step(variables_of("decoder"), Dataset(inputs, inputs)).nfe.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["post-norm", "explicit"])
+def test_losses_by_labels_train_and_evaluate_as_logits_do(name):
+    model, variables = MODELS[name], variables_of(name)
+    batch = Dataset(TOKENS, jnp.roll(TOKENS, -1, axis=1).at[0, -1].set(-1))
+    args = dict(key=jax.random.key(6), probe=jdeq.backward_probe(), penalize=False)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(params, by_labels):
+        loss = cross_entropy_loss(model, by_labels=by_labels, probe_backward=name != "explicit")
+        state = {"memory": variables["memory"]}
+
+        def objective(params):
+            out = loss(params, state, batch, **args)
+            return out.loss_nats, out
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    (want, out), grads = gradient(variables["params"], False)
+    (got, by_labels), same = gradient(variables["params"], True)
+    assert out.accuracy is not None and by_labels.accuracy is None
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), same, grads)
+    for segment in (None, 3):
+        logits = make_eval_step(model, segment=segment)(variables, batch)
+        losses = make_eval_step(model, segment=segment, by_labels=True)(variables, batch)
+        np.testing.assert_allclose(losses.loss_nats, logits.loss_nats, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(losses.counted, batch.labels >= 0)
+        assert losses.correct is None and losses.predicted is None
+    means = evaluate(make_eval_step(model, by_labels=True), variables, batch, batch_size=2)
+    assert "accuracy" not in means and means["loss_nats"] > 0

@@ -74,7 +74,7 @@ class Recorder:
 def make_loop(total=20, *, batches=None, max_skipped=3, weight=0.5, **options):
     batches = batches or ShuffledBatches(data=toy_data(), batch_size=8, max_shift=1)
     defaults = dict(
-        phases=[Phase(until=total, step=STEP)],
+        phases=[Phase(until=total, steps=[STEP])],
         batch_at=batches,
         items="examples",
         items_per_step=8,

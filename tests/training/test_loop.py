@@ -133,6 +133,37 @@ def test_step_compiles_once_a_variant(tmp_path):
     assert STEP._cache_size() == before
 
 
+def test_a_phase_draws_its_steps_by_position(tmp_path):
+    """Each of three about as often, the same ones after a stop in the middle."""
+    taken = []
+
+    def step(which):
+        def count(state, batch, weight, *, penalize):
+            taken.append(which)
+            return state._replace(step=state.step + 1), {
+                "loss_nats": 0.0,
+                "learning_rate_scale": 1.0,
+            }
+
+        return count
+
+    phase = Phase(until=60, steps=[step(i) for i in range(3)], seed=4)
+    loop = make_loop(60, phases=[phase], save_every=100)
+    _run_bare(loop, initial_state(), tmp_path / "whole")
+    whole = list(taken)
+    assert min(np.bincount(whole, minlength=3)) >= 10
+    taken.clear()
+    _run_bare(loop, initial_state()._replace(step=jnp.int32(25)), tmp_path / "rest")
+    assert taken == whole[25:]
+
+
+def _run_bare(loop, state, directory):
+    checkpoints = Checkpoints(directory)
+    with StopRequest() as stop:
+        loop.run(state, checkpoints=checkpoints, sinks=[], stop=stop, extra={"train_seconds": 0.0})
+    checkpoints.close()
+
+
 def test_memory_is_emptied_where_the_data_restarts(tmp_path):
     """A step that remembers its position: at 0, 4 and 8 it finds nothing, else the one before."""
     found = []
@@ -146,14 +177,11 @@ def test_memory_is_emptied_where_the_data_restarts(tmp_path):
 
     loop = make_loop(
         10,
-        phases=[Phase(until=10, step=remember)],
+        phases=[Phase(until=10, steps=[remember])],
         restarts=lambda position: position % 4 == 0,
         save_every=100,
     )
     state = initial_state()
     state = state._replace(model_state={**state.model_state, "memory": {"z": jnp.int32(7)}})
-    checkpoints = Checkpoints(tmp_path)
-    with StopRequest() as stop:
-        loop.run(state, checkpoints=checkpoints, sinks=[], stop=stop, extra={"train_seconds": 0.0})
-    checkpoints.close()
+    _run_bare(loop, state, tmp_path)
     assert found == [0, 1, 2, 3, 0, 5, 6, 7, 0, 9]
