@@ -62,7 +62,7 @@ def iterate(
       z0: float[*batch, ...] leaves; the first ``ndim`` axes index samples.
       causal: the last sample axis is a sequence: a position is done when it and all before it are,
         and is then held fixed; the last iterate is returned, whose positions were evaluated
-        together.
+        together. f never sees a position that is not finite.
       freeze: hold the whole solver state of a sample that is done (else only what is returned); of
         one that turned non-finite, the last finite state.
       last: return the last finite iterate, after ``max_steps`` updates, instead of the best one
@@ -137,15 +137,21 @@ def iterate(
         running = p.status == _RUNNING
 
         def held(z: PyTree) -> PyTree:
-            return f(tree.select(running, z, p.state.z))
+            moving = running
+            if causal:
+                # f may mix positions by products with masked zeros, and 0 * NaN is NaN.
+                moving = running & tree.finite(z, ndim)
+            return f(tree.select(moving, z, p.state.z))
 
         state = solver.step(held, p.state, ndim=ndim)
         shared = {name: getattr(state, name) for name in solver.shared}
         advanced = observe(p, tree.select(running, state, p.state)._replace(**shared))
-        if not freeze:
-            return advanced
         finite = advanced.status != Status.NONFINITE
-        state = tree.select(finite, advanced.state, p.state)._replace(**shared)
+        state = advanced.state
+        if freeze:
+            state = tree.select(finite, state, p.state)._replace(**shared)
+        elif causal:  # what f is given for the position from now on
+            state = state._replace(z=tree.select(finite, state.z, p.state.z))
         return advanced._replace(state=state)
 
     def unfinished(p: _Progress) -> Array:

@@ -50,6 +50,14 @@ def add(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
 
 
+def finite(a: PyTree, ndim: int) -> Bool[Array, " *batch"]:
+    """Whether every entry of a sample is."""
+    return functools.reduce(
+        jnp.logical_and,
+        (jnp.isfinite(leaf).all(axis=tuple(range(ndim, leaf.ndim))) for leaf in jax.tree.leaves(a)),
+    )
+
+
 def select(mask: Bool[Array, " *batch"], a: PyTree, b: PyTree) -> PyTree:
     """``a`` where the sample's mask is true, else ``b``; leaves without sample axes come from
     ``a``.

@@ -1,5 +1,6 @@
 """``causal=True``: an output does not depend on later inputs, bit for bit."""
 
+import dataclasses
 import functools
 
 import jax
@@ -117,6 +118,42 @@ def test_a_later_nan_stays_where_it_is(solver):
 def _residuals(params, z, x):
     """Relative residual of each position, float64."""
     return problems.true_residual(cell, params, z, x, ndim=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Breaking(jdeq.Picard):
+    """Picard, which proposes NaN at one position in its third step."""
+
+    at: int
+
+    def step(self, f, state, *, ndim):
+        steps = state.z["steps"][:, :, None]
+        broken = (steps == 2) & (jnp.arange(LENGTH)[:, None] == self.at)
+        z = {"z": jnp.where(broken, jnp.nan, state.fz["z"]), "steps": state.fz["steps"]}
+        return state._replace(z=z, fz=f(z))
+
+
+def test_a_nan_that_a_solver_proposes_stays_where_it_is():
+    """Attention multiplies it by masked zeros, were f to see it."""
+    params, z0, x = _inputs()
+
+    def f(params, z, x):
+        return {"z": cell(params, z["z"], x), "steps": z["steps"] + 1}
+
+    def run(solver):
+        start = {"z": z0, "steps": jnp.zeros(z0.shape[:2])}
+        return jax.jit(
+            lambda: jdeq.fixed_point(
+                f, params, start, x, solver=solver, rtol=1e-6, max_steps=8, causal=True
+            )
+        )()
+
+    whole, broken = run(jdeq.Picard()), run(Breaking(at=5))
+    np.testing.assert_array_equal(broken.z["z"][:, :5], whole.z["z"][:, :5])
+    np.testing.assert_array_equal(broken.stats.nfe[:, :5], whole.stats.nfe[:, :5])
+    np.testing.assert_array_equal(broken.stats.status[:, 5], Status.NONFINITE)
+    assert np.isfinite(broken.z["z"]).all()
+    assert not np.any(broken.stats.status[:, 6:] == Status.NONFINITE)
 
 
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4])
