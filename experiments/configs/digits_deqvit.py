@@ -23,13 +23,11 @@ from jdeq.models import DEQViTConfig
 
 CONFIG = ExperimentConfig(
     data=DigitsData(batch_size=96, max_shift=1),
-    model=DEQViTConfig(
-        image_side=8, patch=2, width=64, heads=4, hidden=256, num_classes=10, dropout=0.1
-    ),
+    model=DEQViTConfig(image_side=8, patch=2, width=64, heads=4, hidden=256, num_classes=10),
     solver=SolverConfig(kind="anderson", depth=3, rtol=1e-3, max_steps=8),
     gradient=GradientConfig(kind="implicit", rtol=1e-3, max_steps=8),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.05),
+    optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=50, weight_decay=0.05),
     regularizer=RegularizerConfig(gamma=1.0, probability=0.2),
     pretrain=PretrainConfig(steps=140, evaluations=4),
-    loop=LoopConfig(steps=560),
+    loop=LoopConfig(steps=1000),
 )
