@@ -220,7 +220,11 @@ class StdlibData:
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``."""
-        return _text(self, load_stdlib(seed=self.split_seed), seed)
+        return _text(self, seed)
+
+    def corpus(self) -> Corpus:
+        """The whole text."""
+        return load_stdlib(seed=self.split_seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +251,11 @@ class CorpusData:
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``."""
-        return _text(self, load_corpus(self.directory, tokenizer=self.tokenizer), seed)
+        return _text(self, seed)
+
+    def corpus(self) -> Corpus:
+        """The whole text."""
+        return load_corpus(self.directory, tokenizer=self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,7 +280,8 @@ class CopyMemoryData:
         )
 
 
-def _text(data: StdlibData | CorpusData, corpus: Corpus, seed: int) -> Task:
+def _text(data: StdlibData | CorpusData, seed: int) -> Task:
+    corpus = data.corpus()
     size = {"length": data.length, "batch_size": data.batch_size}
     if data.contiguous:
         batches = Streams(tokens=corpus.train, **size)

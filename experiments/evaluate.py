@@ -4,7 +4,6 @@ Restores the newest readable checkpoint of the run in DIR, finished or not, and 
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -13,13 +12,11 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments import report, workdir
-from experiments.build import Run, build
+from experiments import report, trained
+from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
-from experiments.config_files import read_config
 from experiments.data import Task
-from jdeq.training import CheckpointError, Checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,55 +48,40 @@ def run(arguments: Arguments) -> int:
     if bad:
         raise ConfigError(f"budgets must be >= 1 and rtols in (0, 1); got {bad[0]}")
     console = Console(highlight=False)
-    trained = build(read_config(arguments.workdir / workdir.CONFIG_FILE))
-    checkpoints = Checkpoints(
-        arguments.workdir / workdir.CHECKPOINTS,
-        read_only=True,
-        report=functools.partial(console.print, soft_wrap=True),
-    )
-    restored = checkpoints.restore(trained.abstract_state())
-    checkpoints.close()
-    if restored is None:
-        raise CheckpointError(f"no checkpoints in {checkpoints.directory}")
+    loaded, restored = trained.load(arguments.workdir, console)
     budgets, rtols = arguments.budgets, arguments.rtols
-    if trained.implicit:
-        _check_stops(trained.model.solver, budgets, rtols)
-    if restored.extra["data"] != trained.task.data:
-        console.print(
-            f"warning: trained on other data ({restored.extra['data']}) than is evaluated on here "
-            f"({trained.task.data})",
-            soft_wrap=True,
-        )
-    task = _task(trained, arguments)
+    if loaded.implicit:
+        _check_stops(loaded.model.solver, budgets, rtols)
+    task = _task(loaded, arguments)
     rows = report.evaluate_at(
-        trained.model,
+        loaded.model,
         restored.state.variables,
         task,
-        budgets=trained.config.loop.budgets if budgets is None else budgets,
-        rtols=trained.config.loop.rtols if rtols is None else rtols,
+        budgets=loaded.config.loop.budgets if budgets is None else budgets,
+        rtols=loaded.config.loop.rtols if rtols is None else rtols,
     )
     console.print(
-        f"{arguments.workdir}: step {int(restored.state.step)} of {trained.total_steps}, "
+        f"{arguments.workdir}: step {int(restored.state.step)} of {loaded.total_steps}, "
         f"{task.test_examples} test examples"
     )
     console.print(report.table(rows))
     return 0
 
 
-def _task(trained: Run, arguments: Arguments) -> Task:
+def _task(loaded: Run, arguments: Arguments) -> Task:
     """The data of the run, in other windows where those are asked for."""
     names = ("test_length", "test_stride", "test_windows")
     asked = {name: getattr(arguments, name) for name in names}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
-        return trained.task
-    data = trained.config.data
-    if trained.task.text is None:
+        return loaded.task
+    data = loaded.config.data
+    if loaded.task.text is None:
         raise ConfigError(f"{next(iter(asked))} is for text; the run's data are {data}")
     if asked.get("test_windows") == 0:
         asked["test_windows"] = None
     try:
-        return dataclasses.replace(data, **asked).build(trained.config.seed)
+        return dataclasses.replace(data, **asked).build(loaded.config.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

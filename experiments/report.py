@@ -72,14 +72,24 @@ def evaluate_at(
     for budget in budgets:
         if per_step is None or budget % per_step:
             continue
-        row = measure(gradient=jdeq.Unrolled(), max_steps=budget // per_step, rtol=_NEVER)
+        stop = {"stop": f"after {budget}", "budget": budget}
+        row = measure(**stop_options(model, stop))
         # The solve counts one more, which measures the residual of the state it returns.
         row["nfe_forward"] -= 1
-        rows.append({"stop": f"after {budget}", "budget": budget, **row})
+        rows.append(stop | row)
     for rtol in rtols:
-        row = measure(rtol=rtol, max_steps=TOLERANCE_STEPS // (per_step or 1))
-        rows.append({"stop": f"rtol {rtol:g}", "rtol": rtol, **row})
+        stop = {"stop": f"rtol {rtol:g}", "rtol": rtol}
+        rows.append(stop | measure(**stop_options(model, stop)))
     return rows
+
+
+def stop_options(model: Any, stop: dict[str, Any]) -> dict[str, Any]:
+    """What a model solves with in a row of `evaluate_at`: at its "budget" or its "rtol"."""
+    per_step = evaluations_per_step(model.solver) or 1
+    if "budget" in stop:
+        steps = stop["budget"] // per_step
+        return {"gradient": jdeq.Unrolled(), "max_steps": steps, "rtol": _NEVER}
+    return {"rtol": stop["rtol"], "max_steps": TOLERANCE_STEPS // per_step}
 
 
 def evaluations_per_step(solver: Any) -> int | None:

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers", "reversible")
+SUITES = ("solvers", "reversible", "models")
 
 
 def main() -> None:

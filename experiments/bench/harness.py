@@ -24,7 +24,8 @@ class Case:
       name: unique in its group.
       make: ``make(f)`` returns the function to time; called again with a
         counting f in the counting pass.
-      f: the map given to ``make``.
+      f: the map given to ``make``; None: that leaves it aside, as for a whole model, and nothing is
+        counted.
       args: its arguments, arrays only.
       reference: name of the case in the same group that its ratio is taken to.
       check: turns its output into the facts reported beside the times.
@@ -32,8 +33,8 @@ class Case:
 
     group: str
     name: str
-    make: Callable[[Callable], Callable]
-    f: Callable
+    make: Callable[[Any], Callable]
+    f: Callable | None
     args: tuple
     reference: str
     check: Callable[[Any], dict[str, float]] = lambda output: {}
@@ -117,7 +118,8 @@ def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
         result.error = _headline(error)
         return result, None
     try:
-        result.counts = count(case.make, case.f, case.args)
+        if case.f is not None:
+            result.counts = count(case.make, case.f, case.args)
     except Exception as error:  # timed all the same
         result.error = f"not counted: {_headline(error)}"
     result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))

@@ -7,9 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jdeq.layers.dropout import VariationalDropout
+from jdeq.layers.past import Past, visible
 from jdeq.layers.weight_norm import Initializer, WeightNormDense
 
 
@@ -46,8 +47,9 @@ class RelativeAttention(nn.Module):
         q, k, v = h W_qkv + u;  a[i, j] = ((q[i] + r_w) k[j] + (q[i] + r_r) R[i - j] W_r) / sqrt(d)
         y = softmax_j(a) v W_o + b_o
 
-    All matrices are weight-normalised. The first ``memory`` positions are keys and values only. No
-    output depends on a later position, to the bit (if those are finite).
+    All matrices are weight-normalised. Positions before the sequence are given by their keys and
+    values, see `keys_values`. No output depends on a later position, to the bit (if those are
+    finite).
 
     Args:
       heads: divides the width.
@@ -58,9 +60,9 @@ class RelativeAttention(nn.Module):
       dtype: of the computation; None: the promotion of input and parameters. The softmax is in
         float32 or wider.
     Raises:
-      ValueError: when called, for a width that is no multiple of ``heads``, shapes that do not
-        fit, or no position beside the memory.
-    Cost (of a call): scores [batch, heads, length, memory + length], twice.
+      ValueError: when called, for a width that is no multiple of ``heads``, or shapes that do not
+        fit.
+    Cost (of a call): scores [batch, heads, length, past + length], twice.
     Source: Dai et al. (2019), Transformer-XL, section 3.3; the injection u of Bai, Kolter, Koltun
       (2019), Deep Equilibrium Models, section 4 and code.
     """
@@ -75,35 +77,29 @@ class RelativeAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        h: Float[Array, "batch keys width"],
-        u: Float[Array, "batch keys 3*width"] | None = None,
+        h: Float[Array, "batch length width"],
+        u: Float[Array, "batch length 3*width"] | None = None,
         *,
-        memory: int = 0,
-        filled: Int[Array, " batch"] | None = None,
+        past: Past | None = None,
     ) -> Float[Array, "batch length width"]:
-        """Attend from the last ``keys - memory`` positions.
+        """Attend from the positions of h to the past and to themselves.
 
         Args:
-          h: the memory, then the sequence.
+          h: the sequence.
           u: added to queries, keys and values; None: nothing.
-          memory: how many of the keys are memory, >= 0.
-          filled: how many of those may be looked at, the latest ones; None: all.
+          past: of the positions before h; None: there are none.
         """
-        self._check(h, u, memory)
-        batch, keys, width = h.shape
+        self._check(h, u)
+        batch, length, width = h.shape
         depth = width // self.heads
-
-        def dense(features, name, use_bias=False):
-            return WeightNormDense(
-                features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name
-            )
-
-        qkv = dense(3 * width, "qkv")(h)
-        qkv = qkv if u is None else qkv + u.astype(qkv.dtype)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, keys, 3, self.heads, depth), 2, 0)
-        q = q[:, memory:]
+        q, k, v = self._project(h, u)
+        before = 0 if past is None else past.keys.shape[1]
+        if past is not None:
+            k = jnp.concatenate([past.keys.astype(k.dtype), k], axis=1)
+            v = jnp.concatenate([past.values.astype(v.dtype), v], axis=1)
+        keys = before + length
         r = VariationalDropout(self.position_dropout, broadcast_dims=(0,))(sinusoids(keys, width))
-        r = dense(width, "r")(r.astype(h.dtype)).reshape(keys, self.heads, depth)
+        r = self._dense(width, "r")(r.astype(h.dtype)).reshape(keys, self.heads, depth)
         r_w, r_r = (
             self.param(name, self.bias_init, (self.heads, depth)).astype(q.dtype)
             for name in ("content_bias", "position_bias")
@@ -111,26 +107,43 @@ class RelativeAttention(nn.Module):
         scores = jnp.einsum("bihd,bjhd->bhij", q + r_w, k)
         scores += relative_shift(jnp.einsum("bihd,chd->bhic", q + r_r, r.astype(q.dtype)))
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / depth**0.5
-
-        seen = jnp.tri(keys - memory, keys, memory, dtype=bool)[None, None]
-        if filled is not None:
-            slots = jnp.arange(keys)[None, :] >= memory - filled[:, None]
-            seen = seen & slots[:, None, None]
+        seen = visible(length, past)
         weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(v.dtype)
         weights = VariationalDropout(self.dropout)(weights)
         mixed = jnp.einsum("bhij,bjhd->bihd", weights, v)
-        return dense(width, "out", use_bias=True)(mixed.reshape(batch, keys - memory, width))
+        return self._dense(width, "out", use_bias=True)(mixed.reshape(batch, length, width))
 
-    def _check(self, h: Array, u: Array | None, memory: int) -> None:
+    @nn.compact
+    def keys_values(
+        self,
+        h: Float[Array, "batch length width"],
+        u: Float[Array, "batch length 3*width"] | None = None,
+    ) -> tuple[Array, Array]:
+        """Keys and values of these positions, float[batch, length, heads, width / heads] each, for
+        a `Past`."""
+        self._check(h, u)
+        _, k, v = self._project(h, u)
+        return k, v
+
+    def _project(self, h: Array, u: Array | None) -> Array:
+        """Queries, keys and values, [3, batch, length, heads, width / heads]."""
+        batch, length, width = h.shape
+        qkv = self._dense(3 * width, "qkv")(h)
+        qkv = qkv if u is None else qkv + u.astype(qkv.dtype)
+        split = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+        return jnp.moveaxis(split, 2, 0)
+
+    def _dense(self, features: int, name: str, use_bias: bool = False) -> WeightNormDense:
+        return WeightNormDense(
+            features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name
+        )
+
+    def _check(self, h: Array, u: Array | None) -> None:
         name = "jdeq.layers.RelativeAttention"
         if h.ndim != 3 or h.shape[-1] % self.heads:
             raise ValueError(
-                f"{name}: h must be [batch, keys, width], the width a multiple of heads "
+                f"{name}: h must be [batch, length, width], the width a multiple of heads "
                 f"({self.heads}); got shape {h.shape}"
-            )
-        if not 0 <= memory < h.shape[1]:
-            raise ValueError(
-                f"{name}: memory must be >= 0 and less than the {h.shape[1]} keys; got {memory}"
             )
         want = (*h.shape[:2], 3 * h.shape[2])
         if u is not None and u.shape != want:

@@ -1,6 +1,12 @@
 """The models of the DEQ papers."""
 
-from jdeq.models.decoder_lm import DECODER_DEQ_BYTES, DecoderCell, DecoderDEQConfig, DecoderDEQLM
+from jdeq.models.decoder_lm import (
+    DECODER_DEQ_BYTES,
+    DecoderCell,
+    DecoderDEQConfig,
+    DecoderDEQLM,
+    DecoderInjection,
+)
 from jdeq.models.densenet import (
     DENSENET121_CIFAR,
     DENSENET121_IMAGENET,
@@ -16,6 +22,7 @@ from jdeq.models.deq_transformer_config import (
     TransformerXLConfig,
 )
 from jdeq.models.deq_vit import DEQViT, DEQViTCell, DEQViTConfig
+from jdeq.models.generation import Generated, Sampling, generate
 from jdeq.models.lstm import LSTM, LSTMConfig
 from jdeq.models.mdeq import MDEQ, MDEQCell
 from jdeq.models.mdeq_config import (
@@ -63,6 +70,7 @@ from jdeq.models.trellis import (
     DEQTrellisNet,
     TrellisCell,
     TrellisConfig,
+    TrellisInjection,
     trellis_net,
 )
 
@@ -82,6 +90,8 @@ __all__ = [
     "DecoderCell",
     "DecoderDEQConfig",
     "DecoderDEQLM",
+    "DecoderInjection",
+    "Generated",
     "DenseNet",
     "DenseNetConfig",
     "Injection",
@@ -129,10 +139,13 @@ __all__ = [
     "TRANSFORMER_XL_WIKITEXT103",
     "TRELLIS_PTB",
     "TRELLIS_WIKITEXT103",
+    "Sampling",
     "TransformerXL",
     "TransformerXLConfig",
     "TrellisCell",
     "TrellisConfig",
+    "TrellisInjection",
+    "generate",
     "largest_step",
     "trellis_net",
     "tune_step",

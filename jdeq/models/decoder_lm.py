@@ -11,15 +11,16 @@ Sources: RMSNorm, Zhang and Sennrich (2019), arXiv 1910.07467; RoPE, Su et al. (
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import Implicit
+from jdeq.layers import Past, causal_attention
 from jdeq.linen import DEQ
+from jdeq.models.kept import attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Anderson
 from jdeq.types import Solution, require_integer
@@ -59,18 +60,27 @@ DECODER_DEQ_BYTES = DecoderDEQConfig(vocab_size=256, width=512, heads=8, hidden=
 """For text as bytes: 4.5M parameters; nothing published to compare with."""
 
 
-def rotate(x: Float[Array, "batch length heads depth"]) -> Float[Array, "batch length heads depth"]:
-    """RoPE: the pair ``(x[i], x[i + depth / 2])`` of position t, turned by the angle
-    ``t 10000^(-2 i / depth)``.
+def rotate(
+    x: Float[Array, "batch length heads depth"], start: int = 0
+) -> Float[Array, "batch length heads depth"]:
+    """RoPE: the pair ``(x[i], x[i + depth / 2])`` of position t, which is ``start`` for the first,
+    turned by the angle ``t 10000^(-2 i / depth)``.
 
     Angles in float32; the result in the dtype of x.
     """
     length, half = x.shape[1], x.shape[3] // 2
     rates = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
+    angles = (start + jnp.arange(length, dtype=jnp.float32))[:, None] * rates[None, :]
     cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class DecoderInjection(NamedTuple):
+    """The x of a `DecoderCell`."""
+
+    token: Float[Array, "batch length width"]
+    past: Past | None  # the keys rotated; None: nothing stands before
 
 
 class DecoderCell(nn.Module):
@@ -79,7 +89,8 @@ class DecoderCell(nn.Module):
     RMSNorm with a gain, RoPE, no biases, ``SwiGLU(h) = W_down (silu(W_gate h) * W_up h)``.
 
     Args (of a call):
-      z, x: float[batch, length, width]; x is the injection.
+      z: float[batch, length, width].
+      x: the injection, and the past.
     Returns:
       the shape of z.
     """
@@ -88,31 +99,46 @@ class DecoderCell(nn.Module):
     hidden: int
     dtype: Any = None
 
+    def initial_state(self, x: DecoderInjection) -> Float[Array, "batch length width"]:
+        """Zeros like the tokens' embeddings."""
+        return jnp.zeros_like(x.token)
+
     @nn.compact
-    def __call__(self, z, x):
-        batch, length, width = z.shape
+    def __call__(self, z, x: DecoderInjection):
+        h = z + x.token
+        q, k, v = self._project(h)
+        start = 0 if x.past is None else x.past.keys.shape[1]
+        attended = causal_attention(rotate(q, start), rotate(k, start), v, x.past)
+        h = h + self._dense(z.shape[-1], "out")(attended.reshape(h.shape))
+        gate_up = self._dense(2 * self.hidden, "gate_up")(self._norm("norm2")(h))
+        gate, up = jnp.split(gate_up, 2, axis=-1)
+        h = h + self._dense(z.shape[-1], "down")(nn.silu(gate) * up)
+        return self._norm("norm3")(h)
 
-        def dense(features, name):
-            return nn.Dense(
-                features, use_bias=False, kernel_init=_kernel, dtype=self.dtype, name=name
-            )
+    @nn.compact
+    def keys_values(self, z, token) -> tuple[Array, Array]:
+        """Of positions whose equilibrium is z, not rotated: [batch, length, heads, depth] each."""
+        _, k, v = self._project(z + token)
+        return k, v
 
-        def norm(name):
-            return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+    def _project(self, h) -> Array:
+        """Queries, keys and values, [3, batch, length, heads, depth]."""
+        batch, length, width = h.shape
+        qkv = self._dense(3 * width, "qkv")(self._norm("norm1")(h))
+        split = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+        return jnp.moveaxis(split, 2, 0)
 
-        h = z + x
-        qkv = dense(3 * width, "qkv")(norm("norm1")(h))
-        heads = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = jnp.moveaxis(heads, 2, 0)
-        attended = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        h = h + dense(width, "out")(attended.reshape(h.shape))
-        gate, up = jnp.split(dense(2 * self.hidden, "gate_up")(norm("norm2")(h)), 2, axis=-1)
-        h = h + dense(width, "down")(nn.silu(gate) * up)
-        return norm("norm3")(h)
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, use_bias=False, kernel_init=_kernel, dtype=self.dtype, name=name)
+
+    def _norm(self, name: str) -> nn.RMSNorm:
+        return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
 
 
 class DecoderDEQLM(nn.Module):
     """Token embedding, one implicit `DecoderCell`, an untied linear head.
+
+    `jdeq.models.generate` keeps keys and values in the collection "cache".
 
     Args:
       config: the architecture.
@@ -153,8 +179,13 @@ class DecoderDEQLM(nn.Module):
         tokens, known = known_tokens("jdeq.models.DecoderDEQLM", tokens, config.vocab_size)
         unit = nn.initializers.normal(1.0)
         x = nn.Embed(config.vocab_size, config.width, embedding_init=unit, name="token")(tokens)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        cache, past = attention_cache(self, x, config.heads, config.width), None
+        if cache.filled is not None:
+            past = Past(rotate(cache.past["keys0"]), cache.past["values0"], cache.filled)
+        cell = DecoderCell(config.heads, config.hidden, self.dtype, name="cell")
         solution = DEQ(
-            cell=DecoderCell(config.heads, config.hidden, self.dtype, parent=None),
+            cell=cell,
             solver=self.solver,
             gradient=self.gradient,
             rtol=self.rtol,
@@ -162,7 +193,10 @@ class DecoderDEQLM(nn.Module):
             max_steps=self.max_steps,
             causal=self.causal,
             name="block",
-        )(x if self.dtype is None else x.astype(self.dtype), probe=probe)
+        )(DecoderInjection(x, past), probe=probe)
+        if past is not None:
+            keys, values = cell.keys_values(solution.z, x)
+            cache.write({"keys0": keys, "values0": values})
         z = solution.z.astype(jnp.promote_types(solution.z.dtype, jnp.float32))
         head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")
         return mark_unknown(head(z), known), solution

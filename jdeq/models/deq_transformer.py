@@ -25,10 +25,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import Implicit
-from jdeq.layers import AdaptiveEmbedding, RelativeAttention, VariationalDropout, WeightNormDense
+from jdeq.layers import (
+    AdaptiveEmbedding,
+    Past,
+    RelativeAttention,
+    VariationalDropout,
+    WeightNormDense,
+)
 from jdeq.linen import DEQ
 from jdeq.models.deq_transformer_config import DEQTransformerConfig
-from jdeq.models.segment_memory import SegmentMemory
+from jdeq.models.kept import Kept, attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Anderson
 from jdeq.types import Solution
@@ -47,9 +53,8 @@ class TransformerBlock(nn.Module):
 
     Args (of a call):
       z: float[batch, length, width].
-      memory: float[batch, memory, width], of the positions before z.
-      u: float[batch, memory + length, 3 width], added to Q, K and V; None: nothing.
-      filled: int32[batch], how many positions of the memory there are, the last ones; None: all.
+      u: float[batch, length, 3 width], added to Q, K and V; None: nothing.
+      past: of the positions before z, see `keys_values`; None: there are none.
     Returns:
       the shape of z.
     """
@@ -58,12 +63,24 @@ class TransformerBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, z, memory, u=None, filled=None):
+    def __call__(self, z, u=None, past: Past | None = None):
         config = self.config
-        norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=self.dtype)
         drop = functools.partial(VariationalDropout, config.dropout, broadcast_dims=(1,))
         dense = functools.partial(WeightNormDense, kernel_init=_effective, dtype=self.dtype)
-        attention = RelativeAttention(
+        attended = self._attention()(self._attention_input(z), u, past=past)
+        a = self._norm(drop()(attended) + z)
+        hidden = drop()(nn.relu(dense(config.hidden, name="up")(a)))
+        out = drop()(dense(config.width, name="down")(hidden)) + a
+        return out if config.pre_norm else self._norm(out)
+
+    @nn.compact
+    def keys_values(self, z, u=None) -> tuple[Array, Array]:
+        """What later positions attend to, float[batch, length, heads, width / heads] twice."""
+        return self._attention().keys_values(self._attention_input(z), u)
+
+    def _attention(self) -> RelativeAttention:
+        config = self.config
+        return RelativeAttention(
             config.heads,
             dropout=config.attention_dropout,
             position_dropout=config.dropout,
@@ -72,22 +89,20 @@ class TransformerBlock(nn.Module):
             dtype=self.dtype,
             name="attention",
         )
-        h = jnp.concatenate([memory.astype(z.dtype), z], axis=1)
-        h = norm(h) if config.pre_norm else h
-        attended = attention(h, u, memory=memory.shape[1], filled=filled)
-        a = norm(drop()(attended) + z)
-        hidden = drop()(nn.relu(dense(config.hidden, name="up")(a)))
-        out = drop()(dense(config.width, name="down")(hidden)) + a
-        return out if config.pre_norm else norm(out)
+
+    def _attention_input(self, z):
+        return self._norm(z) if self.config.pre_norm else z
+
+    def _norm(self, z):
+        norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=self.dtype)
+        return norm(z)
 
 
 class Injection(NamedTuple):
     """The x of a `DEQTransformerCell`."""
 
     u: Float[Array, "batch length 3*width"]
-    memory_z: Float[Array, "batch memory width"]
-    memory_u: Float[Array, "batch memory 3*width"]
-    filled: Int[Array, " batch"] | None  # how much of the memory there is; None: all
+    past: Past
 
 
 class DEQTransformerCell(nn.Module):
@@ -108,15 +123,23 @@ class DEQTransformerCell(nn.Module):
 
     @nn.compact
     def __call__(self, z, x: Injection):
-        u = jnp.concatenate([x.memory_u.astype(x.u.dtype), x.u], axis=1)
-        return TransformerBlock(self.config, self.dtype, name="block")(z, x.memory_z, u, x.filled)
+        return self._block()(z, x.u, x.past)
+
+    @nn.compact
+    def keys_values(self, z, u) -> tuple[Array, Array]:
+        """Of positions whose equilibrium is z, for the `Past` of later ones."""
+        return self._block().keys_values(z, u)
+
+    def _block(self) -> TransformerBlock:
+        return TransformerBlock(self.config, self.dtype, name="block")
 
 
 class DEQTransformerLM(nn.Module):
     """Adaptive embedding, one implicit Transformer-XL block, the adaptive softmax tied to it.
 
     The memory lives in the collection "memory" and takes part where that is mutable, as in a
-    training step (see `jdeq.models.segment_memory`). The published pre-training by a few
+    training step; `jdeq.models.generate` has a "cache" of keys and values in its place (see
+    `jdeq.models.kept`). The published pre-training by a few
     weight-tied layers: ``model.clone(solver=Picard(), gradient=Unrolled(), max_steps=layers)``.
 
     Args:
@@ -174,10 +197,15 @@ class DEQTransformerLM(nn.Module):
             name="inject",
         )
         u = inject(e)
-        memory = SegmentMemory(self, config.memory, {"z": e, "u": u})
-        x = Injection(u, memory.past["z"], memory.past["u"], memory.filled)
+        cell = DEQTransformerCell(config, self.dtype, name="cell")
+        cache = attention_cache(self, u, config.heads, config.width)
+        generating = cache.filled is not None
+        memory = Kept(self, "memory", {"z": e, "u": u}, length=0 if generating else config.memory)
+        past = Past(*cell.keys_values(memory.past["z"], memory.past["u"]), memory.filled)
+        if generating:
+            past = Past(cache.past["keys0"], cache.past["values0"], cache.filled)
         solution = DEQ(
-            cell=DEQTransformerCell(config, self.dtype, parent=None),
+            cell=cell,
             solver=self.solver,
             gradient=self.gradient,
             rtol=self.rtol,
@@ -185,8 +213,11 @@ class DEQTransformerLM(nn.Module):
             max_steps=self.max_steps,
             causal=self.causal,
             name="deq",
-        )(x, probe=probe)
+        )(Injection(u, past), probe=probe)
         memory.write({"z": solution.z, "u": u})
+        if generating:
+            keys, values = cell.keys_values(solution.z, u)
+            cache.write({"keys0": keys, "values0": values})
         return mark_unknown(predict(config, embedding, solution.z, labels), known), solution
 
 

@@ -7,9 +7,9 @@ Schmidhuber and Cummins (2000); the cell and its initialisation are Flax's.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.models.image_parts import explicit_solution
@@ -39,7 +39,8 @@ class LSTMConfig:
 
 
 class LSTM(nn.Module):
-    """Embedding, one LSTM layer, a linear head.
+    """Embedding, one LSTM layer, a linear head. `jdeq.models.generate` keeps its state in the
+    collection "cache".
 
     Args:
       config: the architecture.
@@ -71,6 +72,17 @@ class LSTM(nn.Module):
         x = nn.Embed(config.vocab_size, config.embed_width, embedding_init=unit, name="token")(
             tokens
         )
-        h: Any = nn.RNN(nn.OptimizedLSTMCell(config.hidden), name="recurrence")(x)
+        generating = self.is_mutable_collection("cache") and not self.is_initializing()
+        recurrence = nn.RNN(
+            nn.OptimizedLSTMCell(config.hidden), return_carry=True, name="recurrence"
+        )
+        if generating:
+            shape = (len(tokens), config.hidden)
+            cache = [self.variable("cache", name, jnp.zeros, shape, x.dtype) for name in ("c", "h")]
+            carry, h = recurrence(x, initial_carry=tuple(part.value for part in cache))
+            for part, new in zip(cache, carry, strict=True):
+                part.value = new
+        else:
+            _, h = recurrence(x)
         logits = nn.Dense(config.vocab_size, name="head")(h)
         return mark_unknown(logits, known), explicit_solution(h)

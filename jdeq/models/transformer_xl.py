@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jdeq.layers import Past
 from jdeq.models.deq_transformer import TransformerBlock, embed, predict
 from jdeq.models.deq_transformer_config import TransformerXLConfig
-from jdeq.models.segment_memory import SegmentMemory
+from jdeq.models.kept import Kept, attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.types import Solution, SolverStats, Status
 
@@ -24,7 +25,8 @@ class TransformerXL(nn.Module):
     """Adaptive embedding, ``config.layers`` blocks, the adaptive softmax tied to the embedding.
 
     The memory of a layer is its input on the segments before; it lives in the collection "memory"
-    and takes part where that is mutable (see `jdeq.models.segment_memory`).
+    and takes part where that is mutable; `jdeq.models.generate` has a "cache" of keys and values in
+    its place (see `jdeq.models.kept`).
 
     Args:
       config: the architecture.
@@ -59,14 +61,23 @@ class TransformerXL(nn.Module):
         config = self.config
         tokens, known = known_tokens("jdeq.models.TransformerXL", tokens, config.vocab_size)
         embedding, z = embed(config, self.dtype, tokens)
-        names = [f"input{i}" for i in range(config.layers)]
-        memory = SegmentMemory(self, config.memory, dict.fromkeys(names, z))
-        inputs = {}
-        for i, name in enumerate(names):
-            inputs[name] = z
+        layers = range(config.layers)
+        cache = attention_cache(self, z, config.heads, config.width, config.layers)
+        generating = cache.filled is not None
+        inputs = {f"input{i}": z for i in layers}
+        memory = Kept(self, "memory", inputs, length=0 if generating else config.memory)
+        new = {}
+        for i in layers:
+            inputs[f"input{i}"] = z
             block = TransformerBlock(config, self.dtype, name=f"layer{i}")
-            z = block(z, memory.past[name], filled=memory.filled)
+            if generating:
+                past = Past(cache.past[f"keys{i}"], cache.past[f"values{i}"], cache.filled)
+                new[f"keys{i}"], new[f"values{i}"] = block.keys_values(z)
+            else:
+                past = Past(*block.keys_values(memory.past[f"input{i}"]), memory.filled)
+            z = block(z, past=past)
         memory.write(inputs)
+        cache.write(new)
         stats = SolverStats(
             nfe=jnp.full(tokens.shape, config.layers, jnp.int32),
             residual=jnp.zeros(tokens.shape, jnp.promote_types(z.dtype, jnp.float32)),

@@ -18,15 +18,17 @@ losses at intermediate layers, softmax experts, and a state handed on from the t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import Implicit, Unrolled
 from jdeq.layers import VariationalDropout, WeightNormDense
 from jdeq.linen import DEQ
+from jdeq.models.kept import Kept
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Picard
 from jdeq.types import Solution, require_integer
@@ -110,13 +112,21 @@ TRELLIS_WIKITEXT103 = TrellisConfig(
 267,735 logits a token, does not."""
 
 
+class TrellisInjection(NamedTuple):
+    """The x of a `TrellisCell`."""
+
+    gates: tuple[Float[Array, "batch length 4*width"], ...]
+    """``W_x [x_{t-d}; x_t]``, one a dilation, in the order of the gates i, o, f, g."""
+    before: tuple[State, ...] | None
+    """What each step of the cycle read at the positions before; None: nothing stands before."""
+
+
 class TrellisCell(nn.Module):
     """One step for each dilation, the weights shared: ``(h, c) <- LSTM(W_h * h + injection, c)``.
 
     Args (of a call):
       z: {"h", "c"}, float[batch, length, width] each.
-      x: the injections ``W_x [x_{t-d}; x_t]``, one float[batch, length, 4 width] a dilation, in the
-        order of the gates i, o, f, g.
+      x: the injections, and what stands before.
     Returns:
       the structure and shapes of z.
     """
@@ -126,29 +136,38 @@ class TrellisCell(nn.Module):
     dropout: float = 0.0
     dtype: Any = None
 
-    def initial_state(self, x: tuple[Array, ...]) -> State:
+    def initial_state(self, x: TrellisInjection) -> State:
         """Zeros."""
-        zeros = jnp.zeros((*x[0].shape[:-1], self.width), x[0].dtype)
+        gates = x.gates[0]
+        zeros = jnp.zeros((*gates.shape[:-1], self.width), gates.dtype)
         return {"h": zeros, "c": zeros}
 
+    def __call__(self, z: State, x: TrellisInjection) -> State:
+        return self.cycle(z, x)[-1]
+
     @nn.compact
-    def __call__(self, z: State, x: tuple[Array, ...]) -> State:
-        gates = WeightNormDense(
+    def cycle(self, z: State, x: TrellisInjection) -> list[State]:
+        """z and the states after each step of the cycle."""
+        weights = WeightNormDense(
             4 * self.width, kernel_init=_kernel, bias_init=_bias, dtype=self.dtype, name="gates"
         )
         drop = VariationalDropout(self.dropout, broadcast_dims=(1,))
         # One mask for the whole cycle: drawn once, as a factor.
-        mask = drop(jnp.ones_like(z["h"]))
-        h, c = z["h"], z["c"]
-        for dilation, injection in zip(self.dilations, x, strict=True):
-            i, o, f, g = jnp.split(gates(_pair(mask * h, dilation)) + injection, 4, axis=-1)
-            c = nn.sigmoid(f) * _past(c, dilation) + nn.sigmoid(i) * jnp.tanh(g)
-            h = nn.sigmoid(o) * jnp.tanh(c)
-        return {"h": h, "c": c}
+        mask = drop(jnp.ones_like(z["h"][:, :1]))
+        states = [z]
+        for step, (dilation, injection) in enumerate(zip(self.dilations, x.gates, strict=True)):
+            h, c = states[-1]["h"], states[-1]["c"]
+            h0, c0 = (x.before[step][part] for part in "hc") if x.before else (None, None)
+            read = _pair(mask * h, dilation, None if h0 is None else mask * h0)
+            i, o, f, g = jnp.split(weights(read) + injection, 4, axis=-1)
+            c = nn.sigmoid(f) * _past(c, dilation, c0) + nn.sigmoid(i) * jnp.tanh(g)
+            states.append({"h": nn.sigmoid(o) * jnp.tanh(c), "c": c})
+        return states
 
 
 class DEQTrellisNet(nn.Module):
     """Embedding, the equilibrium of a `TrellisCell`, and logits for every position.
+    `jdeq.models.generate` keeps the latest states in the collection "cache".
 
     Dropout is on when a 'dropout' rng is given: one mask a call and sequence, shared by all
     positions and evaluations.
@@ -208,10 +227,23 @@ class DEQTrellisNet(nn.Module):
         inject = WeightNormDense(
             4 * config.width, use_bias=False, kernel_init=_kernel, dtype=self.dtype, name="inject"
         )
+        steps = range(len(config.dilations))
+        like = jax.ShapeDtypeStruct((*tokens.shape, config.width), self.dtype or x.dtype)
+        cache = Kept(
+            self,
+            "cache",
+            {"x": x} | {f"{part}{step}": like for step in steps for part in "hc"},
+            length=max(config.dilations),
+        )
+        generating = cache.filled is not None
+        x0, before = cache.past["x"] if generating else None, None
+        if generating:
+            before = tuple({part: cache.past[f"{part}{step}"] for part in "hc"} for step in steps)
+        gates = tuple(inject(_pair(x, dilation, x0)) for dilation in config.dilations)
+        injection = TrellisInjection(gates, before)
+        cell = TrellisCell(config.width, config.dilations, config.dropout, self.dtype, name="cell")
         solution = DEQ(
-            cell=TrellisCell(
-                config.width, config.dilations, config.dropout, self.dtype, parent=None
-            ),
+            cell=cell,
             solver=self.solver,
             gradient=self.gradient,
             rtol=self.rtol,
@@ -219,7 +251,11 @@ class DEQTrellisNet(nn.Module):
             max_steps=self.max_steps,
             causal=self.causal,
             name="trellis",
-        )(tuple(inject(_pair(x, dilation)) for dilation in config.dilations), probe=probe)
+        )(injection, probe=probe)
+        if generating:
+            states = cell.cycle(solution.z, injection)
+            read = {f"{part}{step}": states[step][part] for step in steps for part in "hc"}
+            cache.write({"x": x} | read)
         h = solution.z["h"]
         h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
         if config.tied:
@@ -260,11 +296,20 @@ def trellis_net(config: TrellisConfig, *, layers: int, dtype: Any = None) -> DEQ
     )
 
 
-def _past(a: Float[Array, "batch length width"], by: int) -> Float[Array, "batch length width"]:
-    """What stood ``by`` positions earlier; zero before the sequence."""
-    return jnp.pad(a, ((0, 0), (by, 0), (0, 0)))[:, : a.shape[1]]
+def _past(
+    a: Float[Array, "batch length width"], by: int, before: Array | None = None
+) -> Float[Array, "batch length width"]:
+    """What stood ``by`` positions earlier: in a, in ``before`` [batch, >= by, width], which ends
+    where a begins; zero where nothing stands there.
+    """
+    if before is None:
+        return jnp.pad(a, ((0, 0), (by, 0), (0, 0)))[:, : a.shape[1]]
+    start = before.shape[1] - by
+    return jnp.concatenate([before, a], axis=1)[:, start : start + a.shape[1]]
 
 
-def _pair(a: Float[Array, "batch length width"], by: int) -> Float[Array, "batch length pair"]:
+def _pair(
+    a: Float[Array, "batch length width"], by: int, before: Array | None = None
+) -> Float[Array, "batch length pair"]:
     """What a kernel of 2 sees: a causal convolution is a matrix product with it."""
-    return jnp.concatenate([_past(a, by), a], axis=-1)
+    return jnp.concatenate([_past(a, by, before), a], axis=-1)

@@ -1,6 +1,6 @@
 """The fixed-point problem inside a model, taken out so that it can be looked at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,11 +20,15 @@ class Equilibrium(NamedTuple):
     z: PyTree
 
 
-def equilibrium_of(model: nn.Module, variables: dict[str, PyTree], *inputs: Any) -> Equilibrium:
+def equilibrium_of(
+    model: nn.Module, variables: dict[str, PyTree], *inputs: Any, mutable: Sequence[str] = ()
+) -> Equilibrium:
     """The problem of the first `jdeq.linen.DEQ` that ``model(*inputs)`` calls; without dropout.
 
     Pure: inside jit the parts are tracers of the same trace.
 
+    Args:
+      mutable: collections that the model may write; "memory" is the one that takes part only then.
     Raises:
       ValueError: if the model calls no DEQ.
     Cost: one evaluation of the model; jit drops what is not used of it.
@@ -41,7 +45,7 @@ def equilibrium_of(model: nn.Module, variables: dict[str, PyTree], *inputs: Any)
         return out
 
     with nn.intercept_methods(watch):
-        model.apply(variables, *inputs)
+        model.apply(variables, *inputs, mutable=list(mutable))
     if not found:
         raise ValueError("jdeq.training.equilibrium_of: the model calls no jdeq.linen.DEQ")
     return found[0]

@@ -143,6 +143,9 @@ def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
     def whole(variables, batch):
         return judge(model.apply(variables, batch.inputs), jnp.asarray(batch.labels))
 
+    if segment is None:
+        return jax.jit(whole)
+
     def by_segment(variables, batch):
         variables = {name: value for name, value in variables.items() if name != "memory"}
         inputs, labels = (_segments(leaf, segment) for leaf in batch)
@@ -157,7 +160,7 @@ def make_eval_step(model: nn.Module, *, segment: int | None = None) -> EvalStep:
         _, parts = jax.lax.scan(read, empty, (inputs, labels))
         return jax.tree.map(lambda a: jnp.concatenate(list(jnp.atleast_3d(a)), axis=1), parts)
 
-    return jax.jit(whole if segment is None else by_segment)
+    return jax.jit(by_segment)
 
 
 def _segments(a: Int[Array, "batch length"], segment: int) -> Int[Array, "segments batch segment"]:

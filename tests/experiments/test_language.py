@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
-from experiments import compare, data, evaluate, train
+from experiments import compare, data, evaluate, sample, train
 from experiments.config import ConfigError
 from experiments.data import Task, TextUnits
+from jdeq.data.vocabulary import Bytes
 from jdeq.training import read_metrics
 
 SMALL = (
@@ -131,6 +132,40 @@ def test_a_model_with_a_memory_is_tested_on_long_windows(with_memory, capsys):
     argv = ["--workdir", str(with_memory), "--test-length", "6"]
     assert evaluate.main(argv) == 2
     assert "data.test_length must be a multiple of data.length (4)" in capsys.readouterr().err
+
+
+@pytest.mark.xdist_group("memory_run")
+def test_sampling_prints_the_prompt_and_a_text_of_the_seed(with_memory, capsys):
+    def text(*options):
+        argv = ["--workdir", str(with_memory), "--prompt", "ab", "--steps", "5", *options]
+        assert sample.main(argv) == 0
+        return capsys.readouterr().out
+
+    first = text()
+    assert first.startswith("ab") and first.endswith("\n") and first == text()
+    greedy = ("--temperature", "0", "--rtol", "1e-5", "--max-steps", "100")
+    assert text(*greedy) == text(*greedy, "--no-cached") == text(*greedy, "--seed", "1")
+
+
+@pytest.mark.xdist_group("memory_run")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", ""], "prompt must have at least one token; got ''"),
+        (["--prompt", "a", "--stop", "ab"], "stop must be one token; got 2: 'ab'"),
+        (["--prompt", "a", "--steps", "0"], "steps must be >= 1; got 0"),
+        (["--prompt", "a", "--top-p", "2"], "top_p must lie in (0, 1]; got 2.0"),
+    ],
+)
+def test_samples_that_cannot_be_are_refused(with_memory, options, message, capsys):
+    assert sample.main(["--workdir", str(with_memory), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_character_is_shown_when_it_is_whole(capsys):
+    codec = Bytes()
+    sample._stream(codec.decode, codec.encode("a"), iter([*codec.encode("é!"), 0xC3]))
+    assert capsys.readouterr().out == "é!\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_memory_needs_rows_that_go_on(tmp_path, capsys):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdeq.layers import RelativeAttention, relative_shift, sinusoids, weight_norm
+from jdeq.layers import Past, RelativeAttention, relative_shift, sinusoids, weight_norm
 
 BATCH, MEMORY, LENGTH, WIDTH, HEADS = 2, 3, 5, 6, 2
 KEYS = MEMORY + LENGTH
@@ -23,6 +23,13 @@ def variables():
     return jax.tree.map(
         lambda a: a + 0.5 * jax.random.normal(jax.random.key(a.size), a.shape), params
     )
+
+
+def attend(v, h, u, *, filled=None, layer=LAYER, rngs=None):
+    """From the positions after the memory, whose keys and values come from the layer itself."""
+    k, v_ = layer.apply(v, h[:, :MEMORY], u[:, :MEMORY], method="keys_values")
+    past = Past(k, v_, filled)
+    return layer.apply(v, h[:, MEMORY:], u[:, MEMORY:], past=past, rngs=rngs)
 
 
 def by_loops(params, h, u, filled):
@@ -57,7 +64,7 @@ def by_loops(params, h, u, filled):
 @pytest.mark.parametrize("filled", [(3, 3), (0, 2)])
 def test_equals_loops(filled):
     v = variables()
-    got = jax.jit(lambda v, n: LAYER.apply(v, H, U, memory=MEMORY, filled=n))(v, jnp.array(filled))
+    got = jax.jit(lambda v, n: attend(v, H, U, filled=n))(v, jnp.array(filled))
     np.testing.assert_allclose(got, by_loops(v["params"], H, U, filled), atol=2e-5)
 
 
@@ -85,7 +92,7 @@ def test_sinusoids_of_distances(width):
 def test_an_empty_slot_is_no_key():
     """What stands in it changes nothing, to the bit; what stands in a filled one does."""
     v, filled = variables(), jnp.array([1, 1])
-    run = jax.jit(lambda h: LAYER.apply(v, h, U, memory=MEMORY, filled=filled))
+    run = jax.jit(lambda h: attend(v, h, U, filled=filled))
     np.testing.assert_array_equal(run(H.at[:, :2].add(7.0)), run(H))
     assert not np.array_equal(run(H.at[:, 2].add(7.0)), run(H))
 
@@ -95,7 +102,7 @@ def test_no_output_sees_a_later_position(rate):
     v = variables()
     layer = RelativeAttention(HEADS, dropout=rate, position_dropout=rate)
     rngs = {"dropout": jax.random.key(3)}
-    run = jax.jit(lambda h, u: layer.apply(v, h, u, memory=MEMORY, rngs=rngs))
+    run = jax.jit(lambda h, u: attend(v, h, u, layer=layer, rngs=rngs))
     before = run(H, U)
     for t in range(LENGTH - 1):
         later = slice(MEMORY + t + 1, None)
@@ -130,11 +137,10 @@ def test_effective_matrices_have_the_distribution_asked_for():
     ("options", "message"),
     [
         ({"h": jnp.zeros((2, 5, 7))}, r"multiple of heads \(2\); got shape \(2, 5, 7\)"),
-        ({"memory": KEYS}, "memory must be >= 0 and less than the 8 keys; got 8"),
         ({"u": U[:, 1:]}, r"u must have the shape \(2, 8, 18\); got \(2, 7, 18\)"),
     ],
 )
 def test_refused_inputs(options, message):
-    options = {"h": H, "u": U, "memory": 0} | options
+    options = {"h": H, "u": U} | options
     with pytest.raises(ValueError, match=f"jdeq.layers.RelativeAttention: .*{message}"):
         jax.eval_shape(lambda: LAYER.init(jax.random.key(0), **options))

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import jdeq
-from jdeq.models import DECODER_DEQ_BYTES, DecoderCell, DecoderDEQConfig, DecoderDEQLM
+from jdeq.models import (
+    DECODER_DEQ_BYTES,
+    DecoderCell,
+    DecoderDEQConfig,
+    DecoderDEQLM,
+    DecoderInjection,
+)
 
 
 def test_parameter_count():
@@ -26,7 +32,7 @@ def test_the_cell_is_its_formula():
     z, x = jax.random.normal(jax.random.key(2), (2, 2, 5, 8))
     variables = jax.tree.map(
         lambda a: a + jax.random.normal(jax.random.key(a.size), a.shape) / 2,
-        jax.jit(cell.init)(jax.random.key(3), z, x),
+        jax.jit(cell.init)(jax.random.key(3), z, DecoderInjection(x, None)),
     )
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
 
@@ -37,7 +43,7 @@ def test_the_cell_is_its_formula():
         pairs = a[:, :2] + 1j * a[:, 2:]
         return pairs * np.exp(1j * np.arange(5)[:, None] * np.array([1.0, 1e-2]))
 
-    got = jax.jit(cell.apply)(variables, z, x)
+    got = jax.jit(cell.apply)(variables, z, DecoderInjection(x, None))
     for b in range(2):
         h = np.asarray(z[b], np.float64) + x[b]
         q, k, v = np.split(norm(h, "norm1") @ p["qkv"]["kernel"], 3, axis=-1)

@@ -1,6 +1,7 @@
 """The Transformer-XL block and the models of it: formula, published sizes, dropout, losses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import jdeq
-from jdeq.layers import RelativeAttention, weight_norm
+from jdeq.layers import Past, RelativeAttention, weight_norm
 from jdeq.models import (
     DEQ_TRANSFORMER_WIKITEXT103,
     TRANSFORMER_XL_WIKITEXT103,
@@ -63,12 +64,15 @@ def test_the_cell_is_its_formula(pre_norm):
     config = dataclasses.replace(TINY, pre_norm=pre_norm)
     cell = DEQTransformerCell(config)
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
-    z, filled = draw(1, 2, 5, 8), jnp.array([3, 1])
-    x = Injection(draw(2, 2, 5, 24), draw(3, 2, 3, 8), draw(4, 2, 3, 24), filled)
+    z, u, before_z, before_u = (
+        draw(i, 2, *shape) for i, shape in enumerate(((5, 8), (5, 24), (3, 8), (3, 24)))
+    )
     variables = jax.tree.map(
         lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape),
-        jax.jit(cell.init)(jax.random.key(5), z, x),
+        jax.jit(cell.init)(jax.random.key(5), z, Injection(u, None)),
     )
+    keys, values = cell.apply(variables, before_z, before_u, method="keys_values")
+    x = Injection(u, Past(keys, values, jnp.array([3, 1])))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"]["block"])
 
     def norm(a):
@@ -80,12 +84,14 @@ def test_the_cell_is_its_formula(pre_norm):
         w = p[name]["gain"] * direction / np.sqrt((direction**2).sum(0))
         return a @ w + p[name]["bias"]
 
-    h = np.concatenate([x.memory_z, z], axis=1)
-    h = jnp.asarray(norm(h) if pre_norm else h, jnp.float32)
-    u = jnp.concatenate([x.memory_u, x.u], axis=1)
-    attended = jax.jit(RelativeAttention(2).apply, static_argnames="memory")(
-        {"params": variables["params"]["block"]["attention"]}, h, u, memory=3, filled=filled
+    attention = functools.partial(
+        RelativeAttention(2).apply, {"params": variables["params"]["block"]["attention"]}
     )
+    h, before_h = (norm(a) if pre_norm else a for a in (z, before_z))
+    known = attention(jnp.asarray(before_h, jnp.float32), before_u, method="keys_values")
+    for got, want in zip((keys, values), known, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    attended = attention(jnp.asarray(h, jnp.float32), u, past=x.past)
     a = norm(attended + z)
     out = dense(np.maximum(dense(a, "up"), 0), "down") + a
     want = out if pre_norm else norm(out)
@@ -97,7 +103,7 @@ def test_deviations_of_the_weights():
     """0.01 and an effective 1 / sqrt(3 fan_in), 0.022 at the published width of 700."""
     config = DEQTransformerConfig(vocab_size=300, width=700, heads=10, hidden=64, divisor=4)
     params = jax.jit(DEQTransformerLM(config).init)(jax.random.key(1), TOKENS)["params"]
-    block = params["deq"]["cell"]["block"]
+    block = params["cell"]["block"]
     matrices = {name: block["attention"][name] for name in ("qkv", "r", "out")}
     matrices |= {name: block[name] for name in ("up", "down")}
     for name, p in matrices.items():

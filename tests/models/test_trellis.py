@@ -16,6 +16,7 @@ from jdeq.models import (
     DEQTrellisNet,
     TrellisCell,
     TrellisConfig,
+    TrellisInjection,
     trellis_net,
 )
 
@@ -80,9 +81,9 @@ def test_the_cell_is_its_formula(dilations):
     x = tuple(jax.random.normal(jax.random.key(3 + d), (2, 5, 12)) for d in dilations)
     variables = jax.tree.map(
         lambda a: jax.random.normal(jax.random.key(a.size), a.shape),
-        cell.init(jax.random.key(3), {"h": h, "c": c}, x),
+        cell.init(jax.random.key(3), {"h": h, "c": c}, TrellisInjection(x, None)),
     )
-    got = cell.apply(variables, {"h": h, "c": c}, x)
+    got = cell.apply(variables, {"h": h, "c": c}, TrellisInjection(x, None))
     want_h, want_c = wide((h, c))
     for dilation, injected in zip(dilations, wide(x), strict=True):
         p = wide(variables["params"]["gates"])
@@ -106,7 +107,7 @@ def test_the_explicit_network_is_a_loop_over_layers(config):
         for d in config.dilations:
             past = np.concatenate([np.zeros_like(x[:, :d]), x[:, :-d]], axis=1)
             injected = np.concatenate([past, x], axis=-1) @ w
-            h, c = step_by_hand(p["trellis"]["cell"]["gates"], h, c, injected, d)
+            h, c = step_by_hand(p["cell"]["gates"], h, c, injected, d)
     if config.tied:
         want = h[..., -config.embed_width :] @ p["token"]["embedding"].T + p["bias"]
     else:
@@ -122,23 +123,23 @@ def test_the_explicit_gradient_is_that_of_the_layers():
         config = dataclasses.replace(CYCLE, dropout=0.5)
         model = trellis_net(config, layers=3)
         variables = jax.tree.map(lambda a: a.astype(jnp.float64), variables_of(CYCLE))
-        x = jax.random.normal(jax.random.key(5), (2, 3, 9, 24))
+        x = TrellisInjection(tuple(jax.random.normal(jax.random.key(5), (2, 3, 9, 24))), None)
         cell = TrellisCell(6, (1, 2), 0.5)
         rngs = {"dropout": jax.random.key(6)}
-        gates = {"params": variables["params"]["trellis"]["cell"]}
+        gates = {"params": variables["params"]["cell"]}
 
         def by_hand(gates):
-            z = cell.initial_state(tuple(x))
+            z = cell.initial_state(x)
             for _ in range(3):
-                z = cell.apply(gates, z, tuple(x), rngs=rngs)
+                z = cell.apply(gates, z, x, rngs=rngs)
             return jnp.sum(jnp.sin(z["h"]) + z["c"] ** 2)
 
         def ours(gates):
             z = jdeq.fixed_point(
                 lambda p, z, x: cell.apply(p, z, x, rngs=rngs),
                 gates,
-                cell.initial_state(tuple(x)),
-                tuple(x),
+                cell.initial_state(x),
+                x,
                 solver=model.solver,
                 gradient=model.gradient,
                 rtol=model.rtol,
@@ -195,7 +196,7 @@ def test_gradient_is_that_of_the_equilibrium(config, causal):
 def test_one_dropout_mask_a_call_and_sequence():
     """The zeros of h under a wide-open cell: the same at each step, position and evaluation."""
     cell = TrellisCell(width=8, dilations=(1, 2), dropout=0.5)
-    x = tuple(jnp.zeros((2, 5, 32)) for _ in range(2))
+    x = TrellisInjection(tuple(jnp.zeros((2, 5, 32)) for _ in range(2)), None)
     z = {"h": jnp.ones((2, 5, 8)), "c": jnp.zeros((2, 5, 8))}
     variables = cell.init(jax.random.key(0), z, x)
     seen = []

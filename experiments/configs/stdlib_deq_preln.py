@@ -1,0 +1,15 @@
+"""The pre-norm DEQ-Transformer without regularization, which diverges in the paper.
+
+python -m experiments.train stdlib_deq_preln --workdir runs/deq_preln
+
+Source: as stdlib_deq, in the pre-norm form of Bai, Koltun and Kolter (2021), section 5.2.
+Hardware: 2 CPU cores.
+"""
+
+import dataclasses
+
+from experiments.configs import stdlib_deq
+
+CONFIG = dataclasses.replace(
+    stdlib_deq.CONFIG, model=dataclasses.replace(stdlib_deq.CONFIG.model, pre_norm=True)
+)

@@ -1,0 +1,94 @@
+"""What a causal solve costs and what leaks without: ``python -m experiments.leak --workdir DIR``.
+
+Solvers that mix, search or stop over a whole sequence let later tokens change earlier outputs at
+any finite budget. For a trained language model: quality and evaluations with the causal solve and
+with each sequence as one sample, and how far the log-probabilities of the first half of a window
+move when the tokens of the second half are replaced. Changes nothing in DIR.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments import report, trained
+from experiments.build import Run
+from experiments.cli import guarded
+from experiments.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line."""
+
+    workdir: pathlib.Path
+    """Directory of a run of experiments.train on text."""
+    budgets: tuple[int, ...] | None = None
+    """Hard stops after so many evaluations; None: those of the run's report."""
+    rtols: tuple[float, ...] | None = None
+    """Tolerances; None: those of the run's report."""
+    windows: int = 8
+    """Test windows in which tokens are replaced."""
+
+
+def run(arguments: Arguments) -> int:
+    """Restore, measure, print a Markdown table."""
+    console = Console(highlight=False, stderr=True)
+    loaded, restored = trained.load(arguments.workdir, console)
+    if not hasattr(loaded.model, "causal"):
+        raise ConfigError("workdir must hold a run of a model that can solve causally")
+    loop, variables = loaded.config.loop, restored.state.variables
+    stops = {
+        "budgets": loop.budgets if arguments.budgets is None else arguments.budgets,
+        "rtols": loop.rtols if arguments.rtols is None else arguments.rtols,
+    }
+    quality = loaded.task.quality
+    heads = ["solve", "stop", quality, "mean nfe", "leak, mean", "leak, largest"]
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    for causal in (True, False):
+        model = loaded.model.clone(causal=causal)
+        for row in report.evaluate_at(model, variables, loaded.task, **stops):
+            options = report.stop_options(model, row)
+            moved = _moved(loaded, model.clone(**options), variables, arguments.windows)
+            name = "causal" if causal else "whole sequence"
+            print(
+                f"| {name} | {row['stop']} | {row[quality]:.4f} | {row['nfe_forward']:.2f} | "
+                f"{moved.mean():.1e} | {moved.max():.1e} |"
+            )
+    return 0
+
+
+def _moved(loaded: Run, model: Any, variables: dict[str, Any], windows: int) -> np.ndarray:
+    """Changes of the log-probabilities before the replaced tokens, in nats."""
+    tokens = jnp.asarray(loaded.task.test_inputs(windows))
+    half = tokens.shape[1] // 2
+    others = tokens.at[:, half:].set(jnp.roll(tokens, 1, axis=0)[:, half:])
+
+    @jax.jit
+    def log_probs(variables, tokens):
+        outputs: Any = model.apply(variables, tokens)
+        return jax.nn.log_softmax(outputs[0])[:, :half]
+
+    return np.abs(log_probs(variables, tokens) - log_probs(variables, others))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def leak() -> int:
+        return run(
+            tyro.cli(Arguments, args=argv, prog="python -m experiments.leak", description=__doc__)
+        )
+
+    return guarded(leak)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
