@@ -26,6 +26,7 @@ from jdeq.training import (
     evaluate_samples,
     read_metrics,
 )
+from jdeq.training.step import Evaluation
 
 TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
@@ -219,24 +220,25 @@ def draw(
 
 
 def _images(run: Run, state: TrainState) -> dict[str, Figure]:
-    """What the model makes of the test images, each solved to the report's smallest tolerance: who
-    is taken for whom, which images take long, and a segmentation beside its truth.
+    """What the model makes of the test images as it was trained to solve them: who is taken for
+    whom, a segmentation beside its truth; and which images take long to the smallest tolerance.
     """
-    task, model = run.task, run.model
-    if run.implicit:
-        steps = TOLERANCE_STEPS // (evaluations_per_step(model.solver) or 1)
-        model = model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
-    out = evaluate_samples(
-        eval_step(model, task), state.variables, task.test, batch_size=task.test_batch_size
-    )
+    task = run.task
     images, labels = task.test
+
+    def judged(model: Any) -> Evaluation:
+        step = eval_step(model, task)
+        return evaluate_samples(step, state.variables, task.test, batch_size=task.test_batch_size)
+
     figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")
     figures = {"confusion": figure}
-    predicted = np.asarray(out.predicted)
+    predicted = np.asarray(judged(run.model).predicted)
     confusion = confusion_matrix(labels, predicted, task.classes)
     plots.confusion_matrix(confusion, ax=figure.subplots())
     if run.implicit:
-        nfe = np.asarray(out.nfe)
+        steps = TOLERANCE_STEPS // (evaluations_per_step(run.model.solver) or 1)
+        solved = run.model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
+        nfe = np.asarray(judged(solved).nfe)
         figures["difficulty"] = figure = Figure(figsize=(9.6, 3.6), dpi=120, layout="constrained")
         halves: Any = figure.subfigures(1, 2)
         left, right = halves

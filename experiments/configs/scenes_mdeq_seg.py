@@ -1,10 +1,16 @@
 """A multiscale DEQ that segments scenes of handwritten digits.
 
-TODO
-Source:
+python -m experiments.train scenes_mdeq_seg --workdir runs/scenes
+
+Source: the segmentation model of Bai, Koltun and Kolter (2020) with the recipe of digits_mdeq, on
+scenes of four digits (64x64, 512 to train on): three scales of 16, 32 and 32 channels from half the
+sides on, budgets of 8, gamma 1 on a fifth of the steps, 150 steps of pre-training by 4 evaluations.
 Hardware: 2 CPU cores.
-Time:
-Result:
+Time: 8.5 minutes of one core's time in all (14 minutes beside other work on the machine, 9 of them
+training), with a report of 7 stops; it has 4 now.
+Result: mean IoU 77.2% after 8 evaluations, 57.0% after 4, 75.2% to a tolerance of 1e-2, which every
+scene reaches in 13.1 evaluations on average; pixel accuracy 96.9%; 64 scenes of other digits; the
+spectral radius is 1.05; seed 0, one run.
 """
 
 from experiments.config import (
@@ -42,6 +48,7 @@ CONFIG = ExperimentConfig(
         test_every=100,
         spectrum_every=250,
         spectrum_examples=4,
-        budgets=(1, 2, 4, 6, 8),
+        budgets=(2, 4, 8),
+        rtols=(1e-2,),
     ),
 )
