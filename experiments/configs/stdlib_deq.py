@@ -5,7 +5,10 @@ python -m experiments.train stdlib_deq --workdir runs/deq
 Source: the post-norm DEQ-Transformer of Bai, Koltun and Kolter (2021) (tolerances 1e-3 and 1e-4,
 pre-training by two weight-tied layers, a memory of earlier segments) at the size of a laptop: 24
 evaluations each way instead of 30 and 35, Adam at 2e-3.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, one of them used.
+Time: 5 and a half minutes, compilation and report included.
+Result: 3.229 +- 0.069 bits per byte after 24 evaluations (seeds 0 to 2). Of the positions 16 to 42%
+do not converge to 1e-2 in 50; spectral radius 7 to 11.
 """
 
 from experiments.config import (

@@ -56,6 +56,18 @@ def test_quick_run_of_the_reversible_suite(tmp_path):
     assert "3 of 3 rows within what is asked" in done.stdout
 
 
+@pytest.mark.slow
+def test_quick_run_of_the_models_suite(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "models", "--quick", "--out"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "models" / "results.json").read_text())
+    assert len(content["cases"]) == 7 and not any(c["error"] for c in content["cases"])
+    steps, generation = content["notes"]
+    assert "tokens a second" in steps and "share of the step" in steps
+    assert float(generation.rsplit(" ", 1)[1]) < 1e-4  # log-probabilities, cached and not
+
+
 def test_wrong_command_lines():
     def stderr(*arguments):
         command = [sys.executable, "-m", "experiments.bench", *arguments]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from experiments import compare, data, evaluate, sample, train
+from experiments import compare, data, evaluate, leak, sample, train
 from experiments.config import ConfigError
 from experiments.data import Task, TextUnits
 from jdeq.data.vocabulary import Bytes
@@ -160,6 +160,16 @@ def test_sampling_prints_the_prompt_and_a_text_of_the_seed(with_memory, capsys):
 def test_samples_that_cannot_be_are_refused(with_memory, options, message, capsys):
     assert sample.main(["--workdir", str(with_memory), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.xdist_group("memory_run")
+def test_the_leak_is_shown_beside_the_causal_solve(with_memory, capsys):
+    argv = ["--workdir", str(with_memory), "--budgets", "3", "--rtols", "--windows", "2"]
+    assert leak.main(argv) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| causal", "| whole sequence"]
+    causal, whole = (float(row[-1].removesuffix(" |")) for row in rows)
+    assert causal == 0 and whole > 0
 
 
 def test_a_character_is_shown_when_it_is_whole(capsys):
