@@ -201,11 +201,11 @@ def generation_cases(size: Size, steps: int) -> list[Case]:
             make=partial(make, cached),
             f=None,
             args=(variables["params"],),
-            reference="the whole text for each token",
+            reference="the whole text, at full length, for each token",
         )
         for name, cached in (
             ("jdeq, cached equilibria", True),
-            ("the whole text for each token", False),
+            ("the whole text, at full length, for each token", False),
         )
     ]
 
