@@ -300,6 +300,11 @@ def _text(data: StdlibData | CorpusData, seed: int) -> Task:
     test = windows(corpus.test, test_length, stride=data.test_stride)
     if data.test_windows is not None:
         rows = int((test.labels[:, -1] != IGNORED).sum())  # the last may be filled up
+        if rows == 0:
+            raise ValueError(
+                f"data.test_length must be at most the {len(corpus.test) - 1} tokens of the test "
+                f"text that are predicted; got {test_length}"
+            )
         if not 1 <= data.test_windows <= rows:
             raise ValueError(f"data.test_windows must be in 1..{rows}; got {data.test_windows}")
         spread = np.linspace(0, rows - 1, data.test_windows).astype(int)

@@ -44,11 +44,10 @@ def run(arguments: Arguments) -> int:
     loaded, restored = trained.load(arguments.workdir, console)
     if not hasattr(loaded.model, "causal"):
         raise ConfigError("workdir must hold a run of a model that can solve causally")
-    loop, variables = loaded.config.loop, restored.state.variables
-    stops = {
-        "budgets": loop.budgets if arguments.budgets is None else arguments.budgets,
-        "rtols": loop.rtols if arguments.rtols is None else arguments.rtols,
-    }
+    if arguments.windows < 1:
+        raise ConfigError(f"windows must be >= 1; got {arguments.windows}")
+    variables = restored.state.variables
+    stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     quality = loaded.task.quality
     heads = ["solve", "stop", quality, "mean nfe", "leak, mean", "leak, largest"]
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
@@ -69,7 +68,7 @@ def _moved(loaded: Run, model: Any, variables: dict[str, Any], windows: int) -> 
     """Changes of the log-probabilities before the replaced tokens, in nats."""
     tokens = jnp.asarray(loaded.task.test_inputs(windows))
     half = tokens.shape[1] // 2
-    others = tokens.at[:, half:].set(jnp.roll(tokens, 1, axis=0)[:, half:])
+    others = tokens.at[:, half:].set((tokens[:, half:] + 1) % loaded.task.classes)
 
     @jax.jit
     def log_probs(variables, tokens):

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+import jdeq
 from experiments import trained
 from experiments.build import Run
 from experiments.cli import guarded
@@ -86,8 +87,8 @@ def run(arguments: Arguments) -> int:
     try:
         state = first(variables, prompt[None])
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-    begin, evaluations = time.perf_counter(), []
+        raise ConfigError(str(error).replace("cached=False", "--no-cached")) from error
+    begin, evaluations, solved = time.perf_counter(), [], []
 
     def tokens() -> Iterator[int]:
         nonlocal state, begin
@@ -98,6 +99,7 @@ def run(arguments: Arguments) -> int:
             state = following(variables, state)
             yield int(state.token[0])
             evaluations.append(int(state.nfe[0]))
+            solved.append(int(state.status[0]) == jdeq.Status.CONVERGED)
             if step == 0:
                 begin = time.perf_counter()  # from here on nothing is compiled
 
@@ -108,7 +110,7 @@ def run(arguments: Arguments) -> int:
     if len(evaluations) > 1:
         console.print(
             f"{len(evaluations) + 1} tokens, {(len(evaluations) - 1) / seconds:.1f} a second, "
-            f"{np.mean(evaluations):.1f} evaluations a token"
+            f"{np.mean(evaluations):.1f} evaluations a token, {np.mean(solved):.0%} converged"
         )
     return 0
 

@@ -2,11 +2,14 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
-from experiments import workdir
+from experiments import report, workdir
 from experiments.build import Run, build
+from experiments.config import ConfigError
 from experiments.config_files import read_config
 from jdeq.training import CheckpointError, Checkpoints, Restored
 
@@ -36,3 +39,32 @@ def load(directory: pathlib.Path, console: Console) -> tuple[Run, Restored]:
             soft_wrap=True,
         )
     return run, restored
+
+
+def stops(
+    run: Run, budgets: Sequence[int] | None, rtols: Sequence[float] | None
+) -> dict[str, Sequence[Any]]:
+    """Where to stop the solves of ``run``: as asked, else (None) as its report does.
+
+    Raises:
+      ConfigError: for values out of range, budgets that the solver cannot stop at, or nothing.
+    """
+    for name, values in (("budgets", budgets), ("rtols", rtols)):
+        rule = ">= 1" if name == "budgets" else "in (0, 1)"
+        for value in values or ():
+            if not (value >= 1 if name == "budgets" else 0 < value < 1):
+                raise ConfigError(f"{name} must be {rule}; got {value}")
+    if run.implicit:
+        solver = run.model.solver
+        per_step = report.evaluations_per_step(solver)
+        missed = [b for b in budgets or () if per_step is None or b % per_step]
+        if missed:
+            rule = "empty, its steps differ" if per_step is None else f"multiples of {per_step}"
+            raise ConfigError(f"budgets must be {rule} for {solver}; got {missed[0]}")
+        if budgets == () and rtols == ():
+            raise ConfigError("budgets and rtols must not both be empty")
+    loop = run.config.loop
+    return {
+        "budgets": loop.budgets if budgets is None else budgets,
+        "rtols": loop.rtols if rtols is None else rtols,
+    }

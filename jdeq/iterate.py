@@ -73,18 +73,25 @@ def iterate(
       one that returns the last iterate, take one more step to know the residual of what they
       return.
     """
+    sound = None
+    if causal:  # a position that starts non-finite is not solved for, and f sees 0 there
+        sound = tree.finite(z0, ndim)
+        z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
     state = solver.init(f, z0, ndim=ndim)
     residual, size = _measure(state, ndim)
     reference = jnp.maximum(residual + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(residual, jnp.int32)
+    status = jnp.full_like(zeros, _RUNNING)
+    if sound is not None:
+        status = jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32)
     progress = _Progress(
         step=jnp.int32(0),
         state=state,
         z=state.z,
         residual=jnp.full_like(residual, jnp.inf),
         nfe=zeros,
-        status=jnp.full_like(zeros, _RUNNING),
+        status=status,
         stale=zeros if stagnates else None,
         trace=_empty_trace(residual, max_steps) if trace else None,
     )

@@ -115,6 +115,16 @@ def test_a_later_nan_stays_where_it_is(solver):
     assert np.all(np.isfinite(after.z))
 
 
+def test_a_start_that_is_not_finite_is_its_own_position_s_business():
+    params, z0, x = _inputs()
+    run = functools.partial(_solve, params, x=x, solver=jdeq.Anderson(), max_steps=30, rtol=1e-4)
+    whole, broken = run(z0), run(z0.at[:, 7].set(jnp.nan))
+    np.testing.assert_array_equal(broken.z[:, :7], whole.z[:, :7])
+    np.testing.assert_array_equal(broken.stats.status[:, :7], whole.stats.status[:, :7])
+    np.testing.assert_array_equal(broken.stats.status[:, 7], Status.NONFINITE)
+    assert np.isfinite(broken.z).all() and np.all(broken.stats.residual[:, 7] == np.inf)
+
+
 def _residuals(params, z, x):
     """Relative residual of each position, float64."""
     return problems.true_residual(cell, params, z, x, ndim=2)

@@ -1,8 +1,8 @@
 """DEQ-TrellisNet on the Penn Treebank, in words.
 
-python -m experiments.train ptb_trellis --workdir runs/ptb --data.directory DIR
+python -m experiments.train ptb_trellis --workdir runs/ptb --data.directory DATA
 
-DIR holds ptb.train.txt, ptb.valid.txt and ptb.test.txt.
+DATA holds ptb.train.txt, ptb.valid.txt and ptb.test.txt.
 Source: Bai, Kolter and Koltun (2019), table 2: width 1400, embeddings of 400, DropConnect 0.5,
 dropout as in the TrellisNet code. Its training (SGD with averaging, an auxiliary loss) is not in
 the text that this was written from: Adam at 1e-3 with a cosine over 100 epochs of windows of 110

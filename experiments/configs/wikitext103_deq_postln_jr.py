@@ -1,6 +1,6 @@
 """The post-norm DEQ-Transformer on WikiText-103 with Jacobian regularization.
 
-python -m experiments.train wikitext103_deq_postln_jr --workdir DIR --data.directory DIR
+python -m experiments.train wikitext103_deq_postln_jr --workdir runs/postln_jr --data.directory DATA
 
 Source: the published script of Bai, Koltun and Kolter (2021): as wikitext103_deq_postln, but 12 and
 13 evaluations, a memory of 300, dropout 0.06 and 0.01 on the attention, gamma 1.9 on 0.35 of the

@@ -1,6 +1,6 @@
 """The pre-norm DEQ-Transformer on WikiText-103 with Jacobian regularization.
 
-python -m experiments.train wikitext103_deq_preln_jr --workdir runs/wikitext103 --data.directory DIR
+python -m experiments.train wikitext103_deq_preln_jr --workdir runs/preln_jr --data.directory DATA
 
 Source: the published script of Bai, Koltun and Kolter (2021): as wikitext103_deq_postln_jr, but
 pre-norm, 14 evaluations each way, gamma 2.0 on 0.4 of the steps, 0.1 more every 30,000.

@@ -1,9 +1,9 @@
 """The reversible DEQ language model on WikiText-103 in GPT-2's subwords.
 
-python -m experiments.train wikitext103_revdeq --workdir runs/wikitext103 --data.directory DIR
-    --data.tokenizer DIR/tokenizer.json
+python -m experiments.train wikitext103_revdeq --workdir runs/revdeq --data.directory DATA
+    --data.tokenizer DATA/tokenizer.json
 
-DIR holds wiki.train.raw, wiki.valid.raw and wiki.test.raw; the tokenizer is GPT-2's.
+DATA holds wiki.train.raw, wiki.valid.raw and wiki.test.raw; the tokenizer is GPT-2's.
 Source: McCallum, Arora and Foster (2025), table 1: one block of width 768 with 12 heads, windows of
 448 subwords, vocabulary padded to 50304, beta 0.5, tolerance 1e-3, at most 4 steps, AdamW at 3e-4,
 halved on a plateau (patience 10), batches of 32, 10 epochs (about 117M subwords: 82,000 steps).

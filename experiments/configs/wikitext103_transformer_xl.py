@@ -1,6 +1,6 @@
 """Transformer-XL with 18 layers on WikiText-103: the explicit twin of the DEQ-Transformer.
 
-python -m experiments.train wikitext103_transformer_xl --workdir DIR --data.directory DIR
+python -m experiments.train wikitext103_transformer_xl --workdir runs/xl --data.directory DATA
 
 Source: the model that the DEQ papers compare with; they print its 18 layers and 110M parameters,
 not its widths or its training: here the proportions of Dai et al. (2019) and the training of

@@ -1,8 +1,8 @@
 """DEQ-TrellisNet on WikiText-103, in words.
 
-python -m experiments.train wikitext103_trellis --workdir runs/wikitext103 --data.directory DIR
+python -m experiments.train wikitext103_trellis --workdir runs/trellis --data.directory DATA
 
-DIR holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens.
+DATA holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens.
 Source: Bai, Kolter and Koltun (2019), table 3, in the widths of the TrellisNet code. The published
 loss splits the softmax by frequency; this one has 267,735 logits a token (8.6 GB for a batch of 8
 windows of 1000), so that windows are short here. Training as in ptb_trellis.

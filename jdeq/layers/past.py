@@ -35,9 +35,8 @@ def causal_attention(
     v: Float[Array, "batch length heads depth"],
     past: Past | None = None,
 ) -> Float[Array, "batch length heads depth"]:
-    """``softmax(q k^T / sqrt(depth)) v`` over the past and the positions up to each one's own.
-
-    `jax.nn.dot_product_attention`, whose fused kernels serve where there is no past.
+    """``softmax(q k^T / sqrt(depth)) v`` over the past and the positions up to each one's own, by
+    `jax.nn.dot_product_attention`; the shape of q.
     """
     if past is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)

@@ -62,7 +62,7 @@ class WeightNormDense(nn.Module):
       kernel_init: distribution of the effective weight; never all zeros for an output.
       bias_init: distribution of ``b``.
       drop_connect: rate, in [0, 1), of dropping single entries of w when a 'dropout' rng is given:
-        one draw a call, so one for all positions and evaluations of a solve.
+        one draw a call of the layer or of `weight`.
       dtype: of the computation; None: the promotion of input and parameters.
       param_dtype: of the parameters.
     Returns (of a call):
@@ -80,17 +80,22 @@ class WeightNormDense(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        shape = (x.shape[-1], self.features)
-        w = _weight(self, self.kernel_init, shape, self.param_dtype)
-        w = VariationalDropout(self.drop_connect)(w)
-        b = None
-        if self.use_bias:
-            b = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        x, w, b = promote_dtype(x, w, b, dtype=self.dtype)
+        x, w, b = promote_dtype(x, *self.weight(x.shape[-1]), dtype=self.dtype)
         y = x @ w
         return y if b is None else y + b
+
+    @nn.compact
+    def weight(self, inputs: int) -> tuple[Float[Array, "in out"], Float[Array, " out"] | None]:
+        """The effective w [inputs, features], with DropConnect, and b: for who multiplies by them
+        several times a call.
+        """
+        shape = (inputs, self.features)
+        w = _weight(self, self.kernel_init, shape, self.param_dtype)
+        w = VariationalDropout(self.drop_connect)(w)
+        if not self.use_bias:
+            return w, None
+        return w, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
 
 
 class WeightNormConv(nn.Module):

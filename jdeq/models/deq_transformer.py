@@ -201,9 +201,10 @@ class DEQTransformerLM(nn.Module):
         cache = attention_cache(self, u, config.heads, config.width)
         generating = cache.filled is not None
         memory = Kept(self, "memory", {"z": e, "u": u}, length=0 if generating else config.memory)
-        past = Past(*cell.keys_values(memory.past["z"], memory.past["u"]), memory.filled)
         if generating:
             past = Past(cache.past["keys0"], cache.past["values0"], cache.filled)
+        else:
+            past = Past(*cell.keys_values(memory.past["z"], memory.past["u"]), memory.filled)
         solution = DEQ(
             cell=cell,
             solver=self.solver,

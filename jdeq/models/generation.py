@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jdeq.types import Solution, require_integer
+from jdeq.types import Solution, Status, require_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,27 +50,28 @@ class Sampling:
     def draw(
         self, key: Key[Array, ""], logits: Float[Array, "batch vocab"]
     ) -> Int[Array, " batch"]:
-        """One token for each row."""
+        """One token for each row; of equally probable ones the first come first."""
         if self.temperature == 0.0:
             return logits.argmax(-1).astype(jnp.int32)
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
-            logits = jnp.where(logits >= least, logits, -jnp.inf)
+        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+        ordered = jnp.take_along_axis(logits, order, axis=-1)
+        # From the largest on: a tiny temperature then leaves it, and sends the others to -inf.
+        ordered = (ordered - ordered[:, :1]) / self.temperature
+        if self.top_k is not None:
+            ordered = jnp.where(jnp.arange(ordered.shape[-1]) < self.top_k, ordered, -jnp.inf)
         if self.top_p < 1.0:
-            ordered = jnp.sort(logits, axis=-1, descending=True)
-            before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+            probabilities = jax.nn.softmax(ordered)
             # A token is in as long as those before it fall short of top_p: the first one always.
-            count = jnp.sum(before < self.top_p, axis=-1, keepdims=True)
-            least = jnp.take_along_axis(ordered, count - 1, axis=-1)
-            logits = jnp.where(logits >= least, logits, -jnp.inf)
-        return jax.random.categorical(key, logits).astype(jnp.int32)
+            before = jnp.cumsum(probabilities, axis=-1) - probabilities
+            ordered = jnp.where(before < self.top_p, ordered, -jnp.inf)
+        drawn = jax.random.categorical(key, ordered)
+        return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 class Whole(NamedTuple):
     """The text so far, for a model that reads it all again for each token."""
 
-    text: Int[Array, "batch capacity"]  # 0 where there is none yet, which no earlier position sees
+    text: Int[Array, "batch capacity"]  # 0 where there is none yet: no earlier position sees that
     length: Int[Array, ""]
 
 
@@ -81,6 +82,7 @@ class Decoding(NamedTuple):
     token: Int[Array, " batch"]  # the newest, not read yet
     log_prob: Float[Array, " batch"]  # in nats, under the model itself (temperature 1, all tokens)
     nfe: Int[Array, " batch"]  # evaluations that the solve before it took
+    status: Int[Array, " batch"]  # of that solve, a `jdeq.Status`
     done: Bool[Array, " batch"]  # whether it, or one before it, is the stop token
     key: Key[Array, ""]
 
@@ -90,7 +92,9 @@ class Generated(NamedTuple):
 
     tokens: Int[Array, "batch steps"]  # after the stop token: that token
     log_probs: Float[Array, "batch steps"]  # in nats, under the model itself; 0 after the stop
-    nfe: Int[Array, "batch steps"]  # evaluations of the solves; the first is the prompt's largest
+    nfe: Int[Array, "batch steps"]  # evaluations of the solves, 0 after the stop; the first is the
+    # largest of the prompt's, without a cache all are the largest of the text's
+    status: Int[Array, "batch steps"]  # of the solves, a `jdeq.Status`, the worst likewise
 
 
 def start(
@@ -107,14 +111,16 @@ def start(
     """Read the prompt, draw the first token. Pure; see `generate` for the arguments."""
     name = "jdeq.models.generate"
     require_integer(name, "steps", steps, 1)
-    if jnp.ndim(prompt) != 2 or 0 in jnp.shape(prompt):
+    prompt = jnp.asarray(prompt)
+    if prompt.ndim != 2 or 0 in prompt.shape or not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise ValueError(
-            f"{name}: prompt must be integers [batch, length], neither of them 0; got shape "
-            f"{jnp.shape(prompt)}"
+            f"{name}: prompt must be integers [batch, length], neither of them 0; got "
+            f"{prompt.dtype} of shape {prompt.shape}"
         )
+    prompt = prompt.astype(jnp.int32)
     batch, length = prompt.shape
     if cached:
-        (logits, solution), read = _read(model, variables, prompt)
+        new, read = _read(model, variables, prompt)
         if not read:
             raise ValueError(
                 f"{name}: cached needs a model that keeps what it has read in the collection "
@@ -125,17 +131,30 @@ def start(
         room = jax.eval_shape(lambda text: _read(model, variables, text)[1], text)
         read = jax.tree.map(_padded, read, room)
     else:
+        if not getattr(model, "causal", True):
+            raise ValueError(
+                f"{name}: cached=False needs a model that solves causally, or what is not written "
+                "yet takes part; got causal=False"
+            )
         read = Whole(jnp.pad(prompt, ((0, 0), (0, steps - 1))), jnp.int32(length))
-        logits, solution = _reread(model, variables, read)
+        new = _reread(model, variables, read)
+    if stop_token is not None:
+        require_integer(name, "stop_token", stop_token, 0)
+        if stop_token >= new.logits.shape[-1]:
+            raise ValueError(
+                f"{name}: stop_token must be below the model's {new.logits.shape[-1]} tokens; got "
+                f"{stop_token}"
+            )
     before = Decoding(
         read=read,
         token=jnp.zeros(batch, jnp.int32),
-        log_prob=jnp.zeros(batch, logits.dtype),
+        log_prob=jnp.zeros(batch, new.logits.dtype),
         nfe=jnp.zeros(batch, jnp.int32),
+        status=jnp.zeros(batch, jnp.int32),
         done=jnp.zeros(batch, bool),
         key=key,
     )
-    return _drawn(before, read, logits, solution, sampling, stop_token)
+    return _drawn(before, read, new, sampling, stop_token)
 
 
 def advance(
@@ -151,10 +170,10 @@ def advance(
         text, length = state.read
         text = jax.lax.dynamic_update_index_in_dim(text, state.token, length, axis=1)
         read = Whole(text, length + 1)
-        logits, solution = _reread(model, variables, read)
+        new = _reread(model, variables, read)
     else:
-        (logits, solution), read = _read(model, variables, state.token[:, None], state.read)
-    return _drawn(state, read, logits, solution, sampling, stop_token)
+        new, read = _read(model, variables, state.token[:, None], state.read)
+    return _drawn(state, read, new, sampling, stop_token)
 
 
 def generate(
@@ -177,22 +196,25 @@ def generate(
     Args:
       model: called as ``model(tokens) -> (logits, solution)``, and keeping what it has read in its
         collection "cache", as the language models of `jdeq.models` do but RevDEQLM, whose steps
-        lead to no equilibrium. It reads prompt and text as one segment, without the memory of a
-        training run.
+        lead to no equilibrium. It reads prompt and text as one segment, however long, without the
+        memory of a training run.
       variables: its parameters; the collections "memory" and "cache" are left aside.
-      prompt: ids, all rows of one length, >= 1.
+      prompt: ids, integers [batch, length], neither of them 0. After one that the model does not
+        know all log-probabilities of the row are NaN.
       key: of the draws; the same key gives the same text.
       steps: tokens to generate, >= 1.
       sampling: how; None: ``Sampling()``, from the model's own distribution.
       stop_token: id after which a row is done; None: no row ends early.
       cached: False calls the model on the whole text for each token, for a model without a cache.
     Returns:
-      the tokens, their log-probabilities, and the evaluations that each took.
+      the tokens, their log-probabilities, and what each took to solve for.
     Raises:
-      ValueError: for a prompt or number out of range, a model without a cache, or a text longer
-        than the model can read.
+      ValueError: for a prompt or number out of range, a model without a cache (or, with
+        ``cached=False``, one that does not solve causally), or a text longer than the model can
+        read.
     Cost: one solve of the prompt, and one solve of a single position a token, where a solve of all
-      takes its place unless ``cached``. The cache holds ``length + steps - 1`` positions.
+      takes its place unless ``cached``. The cache of an attention holds ``length + steps - 1``
+      positions, that of a TrellisNet its largest dilation, that of an LSTM one state.
     """
     options: Any = {"sampling": sampling or Sampling(), "stop_token": stop_token}
     first = start(model, variables, prompt, key, steps=steps, cached=cached, **options)
@@ -200,28 +222,51 @@ def generate(
     def step(state: Decoding, _):
         # The rows that are done go along: a batch is one program.
         new = advance(model, variables, state, **options)
-        return new, (new.token, new.log_prob, new.nfe)
+        return new, (new.token, new.log_prob, new.nfe, new.status)
 
     _, rest = jax.lax.scan(step, first, None, length=steps - 1)
-    whole = zip((first.token, first.log_prob, first.nfe), rest, strict=True)
+    whole = zip((first.token, first.log_prob, first.nfe, first.status), rest, strict=True)
     return Generated(*(jnp.concatenate([a[:, None], b.T], axis=1) for a, b in whole))
+
+
+class _Next(NamedTuple):
+    """What a model says of the token after those it has read."""
+
+    logits: Float[Array, "batch vocab"]  # NaN if one of them was unknown
+    nfe: Int[Array, " batch"]  # the largest of their solves
+    status: Int[Array, " batch"]  # the largest likewise: CONVERGED is the smallest
 
 
 def _read(
     model: nn.Module, variables: dict[str, Any], tokens: Array, cache: dict[str, Any] | None = None
-) -> tuple[tuple[Array, Solution], dict[str, Any]]:
-    """``(logits of the token after the last, solution), cache`` once these have been read too."""
+) -> tuple[_Next, dict[str, Any]]:
+    """What follows ``tokens``, and the cache once these have been read too."""
     known = _without_state(variables) | ({} if cache is None else {"cache": cache})
     outputs: Any = model.apply(known, tokens, mutable=["cache"])
     (logits, solution), kept = outputs
-    return (logits[:, -1], solution), kept.get("cache", {})
+    return _next(logits, solution, tokens.shape[1]), kept.get("cache", {})
 
 
-def _reread(model: nn.Module, variables: dict[str, Any], whole: Whole) -> tuple[Array, Solution]:
+def _reread(model: nn.Module, variables: dict[str, Any], whole: Whole) -> _Next:
     outputs: Any = model.apply(_without_state(variables), whole.text)
     logits, solution = outputs
-    last = jax.lax.dynamic_index_in_dim(logits, whole.length - 1, axis=1, keepdims=False)
-    return last, solution
+    return _next(logits, solution, whole.length)
+
+
+def _next(logits: Float[Array, "batch length vocab"], solution: Solution, length: Any) -> _Next:
+    """From the first ``length`` positions."""
+    last = jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False)
+    there = jnp.arange(logits.shape[1]) < length
+    unknown = jnp.any(jnp.isnan(logits[..., 0]) & there, axis=1)
+
+    def largest(a: Array) -> Array:  # one entry a position, or a sequence
+        return a if a.ndim == 1 else jnp.where(there, a, 0).max(axis=1)
+
+    return _Next(
+        jnp.where(unknown[:, None], jnp.nan, last),
+        largest(solution.stats.nfe),
+        largest(solution.stats.status),
+    )
 
 
 def _without_state(variables: dict[str, Any]) -> dict[str, Any]:
@@ -235,23 +280,23 @@ def _padded(a: Array, room: jax.ShapeDtypeStruct) -> Array:
 def _drawn(
     before: Decoding,
     read: dict[str, Any] | Whole,
-    logits: Float[Array, "batch vocab"],
-    solution: Solution,
+    new: _Next,
     sampling: Sampling,
     stop_token: int | None,
 ) -> Decoding:
     key, used = jax.random.split(before.key)
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = jax.nn.log_softmax(new.logits)
     token = sampling.draw(used, log_probs)
     if stop_token is not None:
         token = jnp.where(before.done, stop_token, token)
     log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-    nfe = solution.stats.nfe.reshape(len(token), -1).max(axis=1)
+    log_prob = jnp.where(jnp.isnan(before.log_prob), jnp.nan, log_prob)
     return Decoding(
         read=read,
         token=token,
         log_prob=jnp.where(before.done, 0.0, log_prob),
-        nfe=jnp.where(before.done, 0, nfe),
+        nfe=jnp.where(before.done, 0, new.nfe),
+        status=jnp.where(before.done, Status.CONVERGED, new.status).astype(jnp.int32),
         done=before.done if stop_token is None else before.done | (token == stop_token),
         key=key,
     )

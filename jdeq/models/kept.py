@@ -4,6 +4,7 @@ is trained, the cache of what it generates from.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ class Kept:
         evaluation on windows neither sees the training text nor needs its batch size; or "cache",
         which `jdeq.models.generate` makes mutable.
       like: by name, the shape [batch, any, ...] and the dtype of what is kept.
-      length: positions kept, >= 0; None: as in the collection given, or as many as in ``like``.
+      length: positions kept, >= 0; None: as in the collection given, or as many as are written.
     Raises:
       ValueError: if the collection given is of another batch.
     Cost: two copies of what is kept.
@@ -47,21 +48,24 @@ class Kept:
     ):
         starting = module.is_initializing()
         self._write = not starting
-        self._variables = {}
+        self._variables, self._start = {}, None
         # To init everything is mutable, but a model starts without a cache.
         absent = not module.is_mutable_collection(collection) or (
             starting and collection == "cache"
         )
+        empty = {
+            name: jnp.zeros((a.shape[0], 0, *a.shape[2:]), a.dtype) for name, a in like.items()
+        }
+        self.past, self.filled = empty, None
         if length == 0 or absent:
-            self.past = {
-                name: jnp.zeros((a.shape[0], 0, *a.shape[2:]), a.dtype) for name, a in like.items()
-            }
-            self.filled = None
+            return
+        batch = next(iter(like.values())).shape[0]
+        if length is None and not module.has_variable(collection, "filled"):
+            self.past, self.filled = empty, jnp.zeros(batch, jnp.int32)
+            self._start = functools.partial(module.put_variable, collection)
             return
         for name, a in like.items():
-            kept = a.shape[1] if length is None else length
-            if length is None and module.has_variable(collection, name):
-                kept = module.get_variable(collection, name).shape[1]
+            kept = module.get_variable(collection, name).shape[1] if length is None else length
             shape = (a.shape[0], kept, *a.shape[2:])
             variable = module.variable(collection, name, jnp.zeros, shape, a.dtype)
             if variable.value.shape != shape:
@@ -71,7 +75,6 @@ class Kept:
                     f'leave the collection "{collection}" out'
                 )
             self._variables[name] = variable
-        batch = next(iter(like.values())).shape[0]
         self._filled = module.variable(collection, "filled", jnp.zeros, (batch,), jnp.int32)
         self.past = {name: variable.value for name, variable in self._variables.items()}
         self.filled = self._filled.value
@@ -80,6 +83,10 @@ class Kept:
         """Append a segment; the oldest positions go."""
         if not self._write or self.filled is None:
             return
+        if self._start is not None:
+            for name, a in new.items():
+                self._start(name, jax.lax.stop_gradient(a))
+            self._start("filled", self.filled + next(iter(new.values())).shape[1])
         for name, variable in self._variables.items():
             old = variable.value
             a = jax.lax.stop_gradient(new[name]).astype(old.dtype)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import Implicit, Unrolled
@@ -152,23 +153,24 @@ class TrellisCell(nn.Module):
     @nn.compact
     def cycle(self, z: State, x: TrellisInjection) -> list[State]:
         """z and the states after each step of the cycle."""
-        weights = WeightNormDense(
+        gates = WeightNormDense(
             4 * self.width,
             kernel_init=_kernel,
             bias_init=_bias,
             drop_connect=self.drop_connect,
-            dtype=self.dtype,
             name="gates",
         )
+        # One mask of each kind for the whole cycle: drawn once, that of h as a factor.
+        w, b = gates.weight(2 * self.width)
         drop = VariationalDropout(self.dropout, broadcast_dims=(1,))
-        # One mask for the whole cycle: drawn once, as a factor.
         mask = drop(jnp.ones_like(z["h"][:, :1]))
         states = [z]
         for step, (dilation, injection) in enumerate(zip(self.dilations, x.gates, strict=True)):
             h, c = states[-1]["h"], states[-1]["c"]
             h0, c0 = (x.before[step][part] for part in "hc") if x.before else (None, None)
             read = _pair(mask * h, dilation, None if h0 is None else mask * h0)
-            i, o, f, g = jnp.split(weights(read) + injection, 4, axis=-1)
+            read, w, b = promote_dtype(read, w, b, dtype=self.dtype)
+            i, o, f, g = jnp.split(read @ w + b + injection, 4, axis=-1)
             c = nn.sigmoid(f) * _past(c, dilation, c0) + nn.sigmoid(i) * jnp.tanh(g)
             states.append({"h": nn.sigmoid(o) * jnp.tanh(c), "c": c})
         return states

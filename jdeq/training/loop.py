@@ -25,11 +25,18 @@ class NonFiniteError(RuntimeError):
 class Phase:
     """Train with one of ``steps``, drawn by (seed, position), while fewer than ``until`` steps have
     been taken.
+
+    Raises:
+      ValueError: when built, if there are no ``steps``.
     """
 
     until: int
     steps: Sequence[TrainStep]
     seed: int = 0
+
+    def __post_init__(self):
+        if not self.steps:
+            raise ValueError("jdeq.training.Phase: steps must have at least one entry; got none")
 
     def step_at(self, position: int) -> TrainStep:
         """The step to take at a position of the run; the same whenever asked."""

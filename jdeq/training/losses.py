@@ -99,18 +99,21 @@ class Scores(NamedTuple):
 
 
 def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"]) -> Scores:
-    """Cross entropy and whether the largest logit is the label's, label by label."""
-    counted = labels != IGNORED
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
+    """Cross entropy and whether the largest logit is the label's, label by label; NaN for a label
+    that is neither a class nor `jdeq.data.IGNORED`.
+    """
+    counted, known = labels != IGNORED, (labels >= 0) & (labels < logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+    losses = jnp.where(known, losses, jnp.where(counted, jnp.nan, 0.0))
     predicted = logits.argmax(-1)
-    correct = counted & (predicted == labels)
-    return Scores(jnp.where(counted, losses, 0.0), correct, counted, predicted)
+    return Scores(losses, counted & (predicted == labels), counted, predicted)
 
 
 def score_losses(losses: Float[Array, " *labels"], labels: Int[Array, " *labels"]) -> Scores:
-    """The same of losses that a model gives itself."""
+    """The same of losses that a model gives itself, which takes any negative label for none."""
     counted = labels != IGNORED
-    return Scores(jnp.where(counted, losses, 0.0), None, counted, None)
+    losses = jnp.where(labels >= 0, losses, jnp.where(counted, jnp.nan, 0.0))
+    return Scores(losses, None, counted, None)
 
 
 def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ from jdeq.data import Dataset
 from jdeq.fixed_point import backward_probe
 from jdeq.training.losses import LossFn, score, score_losses
 from jdeq.training.state import TrainState
-from jdeq.types import Status
+from jdeq.types import Status, require_integer
 
 PyTree = Any
 
@@ -133,7 +133,11 @@ def make_eval_step(
         what it keeps of one in its collection "memory" for the next, and nothing before the first;
         divides ``length``. None: all at once and without memory.
       by_labels: as of `cross_entropy_loss`.
+    Raises:
+      ValueError: if ``segment`` is no integer >= 1; when called, if it does not divide the length.
     """
+    if segment is not None:
+        require_integer("jdeq.training.make_eval_step", "segment", segment, 1)
 
     def call(variables, inputs, labels, **options) -> Any:
         given = {"labels": labels} if by_labels else {}

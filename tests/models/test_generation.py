@@ -40,13 +40,15 @@ MODELS = {
     ),
     "lstm": LSTM(LSTMConfig(vocab_size=VOCAB, hidden=8, embed_width=5)),
 }
+WHOLE = MODELS["decoder"].clone(causal=False)
 STEPPED = RevDEQLM(RevDEQLMConfig(vocab_size=VOCAB, length=12, width=8, heads=2))
+OTHERS = {"stepped": STEPPED, "whole": WHOLE}
 PROMPT = jax.random.randint(jax.random.key(0), (2, 5), 0, VOCAB)
 
 
 @functools.cache
 def variables_of(name):
-    model = MODELS.get(name, STEPPED)
+    model = OTHERS.get(name) or MODELS[name]
     params = jax.jit(model.init)(jax.random.key(1), PROMPT)["params"]
     return {
         "params": jax.tree.map(
@@ -68,6 +70,7 @@ def test_equals_the_model_on_the_whole_text(name):
     want = jnp.take_along_axis(log_probs, out.tokens[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(out.log_probs, want, atol=1e-4)
     assert np.ptp(log_probs, axis=-1).min() > 0.05  # and not the uniform distribution
+    assert np.all(out.status == jdeq.Status.CONVERGED) and np.all(out.nfe > 0)
 
 
 def test_a_model_without_a_cache_reads_the_whole_text_again():
@@ -123,7 +126,8 @@ PROBABILITIES = np.array([0.4, 0.05, 0.3, 0.05, 0.2])
         (Sampling(top_k=9), PROBABILITIES),
         (Sampling(top_p=0.75), np.array([4, 0, 3, 0, 2]) / 9),
         (Sampling(top_p=0.1), np.array([1.0, 0, 0, 0, 0])),
-        (Sampling(top_k=3, top_p=0.5), np.array([4, 0, 3, 0, 0]) / 7),
+        (Sampling(top_k=3, top_p=0.44), np.array([1.0, 0, 0, 0, 0])),  # 0.4 / 0.9 reach it
+        (Sampling(temperature=1e-40), np.array([1.0, 0, 0, 0, 0])),
     ],
     ids=repr,
 )
@@ -135,6 +139,56 @@ def test_draws_follow_the_stated_distribution(sampling, want):
     # Four standard errors of a share.
     np.testing.assert_allclose(share, want, atol=4 * np.sqrt(0.25 / draws))
     np.testing.assert_array_equal(share > 0, want > 0)
+
+
+def test_of_equal_tokens_so_many_are_drawn_from():
+    tokens = Sampling(top_k=2).draw(jax.random.key(8), jnp.zeros((200, 5)))
+    np.testing.assert_array_equal(np.unique(tokens), [0, 1])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("at", [0, 4])
+def test_after_an_unknown_token_nothing_is_known(at, cached):
+    """All log-probabilities of its row are NaN; the other row is as without it."""
+    run = jax.jit(
+        lambda prompt: generate(
+            MODELS["lstm"], variables_of("lstm"), prompt, jax.random.key(3), steps=3, cached=cached
+        )
+    )
+    plain, bad = run(PROMPT), run(PROMPT.at[0, at].set(VOCAB))
+    assert np.isnan(bad.log_probs[0]).all()
+    np.testing.assert_array_equal(bad.tokens[1], plain.tokens[1])
+    np.testing.assert_array_equal(bad.log_probs[1], plain.log_probs[1])
+
+
+def test_what_is_not_written_yet_is_not_counted():
+    """The evaluations of the prompt do not depend on how much is to be written."""
+    model, variables = MODELS["trellis"], variables_of("trellis")
+
+    def first(steps, cached):
+        out = generate(model, variables, PROMPT, jax.random.key(0), steps=steps, cached=cached)
+        return out.nfe[:, 0]
+
+    np.testing.assert_array_equal(first(9, False), first(1, False))
+    np.testing.assert_array_equal(first(2, True), first(1, False))
+
+
+def test_a_solve_that_does_not_converge_says_so():
+    model = MODELS["post-norm"].clone(max_steps=2)
+    out = generate(model, variables_of("post-norm"), PROMPT, jax.random.key(0), steps=2)
+    np.testing.assert_array_equal(out.status, jdeq.Status.MAX_STEPS)
+
+
+def test_bytes_are_a_prompt():
+    def tokens(prompt, cached):
+        return generate(
+            MODELS["lstm"], variables_of("lstm"), prompt, jax.random.key(0), steps=3, cached=cached
+        ).tokens
+
+    for cached in (True, False):
+        want = tokens(PROMPT, cached)
+        np.testing.assert_array_equal(tokens(np.asarray(PROMPT, np.uint8), cached), want)
+        np.testing.assert_array_equal(tokens(np.asarray(PROMPT).tolist(), cached), want)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +210,11 @@ def test_sampling_out_of_range(options, message):
     [
         ("lstm", {"steps": 0}, "jdeq.models.generate: steps must be >= 1; got 0"),
         ("lstm", {"prompt": PROMPT[:, :0]}, r"prompt must be integers \[batch, length\].*\(2, 0\)"),
-        ("lstm", {"prompt": PROMPT[0]}, r"prompt must be integers .* got shape \(5,\)"),
+        ("lstm", {"prompt": PROMPT[0]}, r"prompt must be integers .* int32 of shape \(5,\)"),
+        ("lstm", {"prompt": PROMPT * 1.0}, r"prompt must be integers .* float32 of shape"),
+        ("lstm", {"stop_token": VOCAB}, "stop_token must be below the model's 11 tokens; got 11"),
+        ("lstm", {"stop_token": -5}, "stop_token must be >= 0; got -5"),
+        ("whole", {"cached": False}, "cached=False needs a model that solves causally"),
         (
             "stepped",
             {"steps": 9, "cached": False},
@@ -167,4 +225,5 @@ def test_sampling_out_of_range(options, message):
 def test_what_cannot_be_generated_is_refused(name, change, message):
     options = {"prompt": PROMPT, "key": jax.random.key(0), "steps": 3} | change
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda: generate(MODELS.get(name, STEPPED), variables_of(name), **options))
+        model = OTHERS.get(name) or MODELS[name]
+        jax.eval_shape(lambda: generate(model, variables_of(name), **options))

@@ -31,7 +31,7 @@ from jdeq.training import (
     warmup_cosine,
     warmup_steps_decay,
 )
-from jdeq.training.losses import score
+from jdeq.training.losses import score, score_losses
 from tests.training.problem import MODEL, STEP, initial_state, toy_data
 
 TRAIN = {
@@ -199,6 +199,15 @@ def test_ignored_labels_count_for_nothing():
     assert list(correct[counted]) == hits and int(correct.sum()) == sum(hits)
     gradient = jax.grad(lambda logits: score(logits, labels).loss_nats.sum())(logits)
     assert np.all(gradient[~counted] == 0) and np.all(np.abs(gradient[counted]).max(-1) > 0)
+
+
+def test_a_label_that_is_no_class_is_not_a_good_guess():
+    logits = jnp.zeros((1, 4, 3))
+    labels = jnp.array([[2, -2, 3, IGNORED]])
+    for scores in (score(logits, labels), score_losses(jnp.zeros((1, 4)), labels)):
+        assert np.isnan(scores.loss_nats[0, 1])
+        assert np.isfinite(scores.loss_nats[0, [0, 3]]).all()
+    assert np.isnan(score(logits, labels).loss_nats[0, 2])
 
 
 def test_a_step_and_an_evaluation_leave_out_what_is_ignored():
