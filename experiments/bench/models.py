@@ -56,7 +56,7 @@ def pair(width: int, hidden: int, twin: tuple[int, int, int], batch, length, eva
 
 SIZES = (
     pair(96, 768, (68, 246, 4), 8, 64, 12),
-    pair(512, 2048, (256, 1024, 4), 4, 64, 12),
+    pair(512, 2048, (256, 1434, 4), 4, 64, 12),
 )
 QUICK = (pair(8, 12, (8, 12, 1), 1, 4, 3),)
 NEVER = 1e-9
@@ -180,7 +180,7 @@ def step_note(size: Size, results: list[Result]) -> str:
 
 def generation_cases(size: Size, steps: int) -> list[Case]:
     """``steps`` tokens after a prompt of 16, by the most probable token."""
-    model = DEQTransformerLM(size.deq, rtol=1e-6, max_steps=60)
+    model = DEQTransformerLM(size.deq, rtol=1e-6, max_steps=300)
     variables, (tokens, _) = _draw(size, model)
     prompt = tokens[:1, :16]
 
