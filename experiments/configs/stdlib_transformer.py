@@ -6,7 +6,9 @@ Four post-norm layers with the parameters (within 0.1%), the data, the memory an
 stdlib_deq, but a larger learning rate, which suits it better (2e-3: 3.16 bits per byte, 5e-3: 2.95
 in a shorter run).
 Source: Dai et al. (2019), the model that Bai, Kolter and Koltun (2019) compare with.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, one of them used.
+Time: a minute and a half, compilation and report included.
+Result: 2.827 +- 0.011 bits per byte (seeds 0 to 2).
 """
 
 import dataclasses

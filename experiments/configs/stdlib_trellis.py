@@ -4,7 +4,10 @@ python -m experiments.train stdlib_trellis --workdir runs/trellis
 
 Source: the model of Bai, Kolter and Koltun (2019) with the parameters of stdlib_deq (within 1%):
 one dilation each of 1 and 2, so that an evaluation carries information 3 bytes on.
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, one of them used.
+Time: 6 minutes with the machine busy, compilation and report included.
+Result: 2.740 bits per byte after 24 evaluations, 2.744 to 1e-2, which takes 13 (seed 0, 256 windows
+of 64 bytes).
 """
 
 from experiments.config import (

@@ -1,5 +1,6 @@
 """A run on text from the command line: bits per byte in the records, the report, the tables."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -7,7 +8,9 @@ import shutil
 import pytest
 
 from experiments import compare, data, evaluate, leak, sample, train
+from experiments.build import Run, build
 from experiments.config import ConfigError
+from experiments.config_files import load_run
 from experiments.data import Task, TextUnits
 from jdeq.data.vocabulary import Bytes
 from jdeq.training import read_metrics
@@ -176,6 +179,18 @@ def test_a_character_is_shown_when_it_is_whole(capsys):
     codec = Bytes()
     sample._stream(codec.decode, codec.encode("a"), iter([*codec.encode("é!"), 0xC3]))
     assert capsys.readouterr().out == "é!\N{REPLACEMENT CHARACTER}"
+
+
+def test_budgets_vary_by_the_jitter_and_no_further(tmp_path, monkeypatch, capsys):
+    config = load_run("stdlib_deq_jr")
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, budget_jitter=2))
+    budgets = []
+    monkeypatch.setattr(Run, "train_step", lambda self, model: budgets.append(model.max_steps))
+    train.make_loop(build(config))
+    assert budgets == [10, 11, 12, 13, 14, 2]  # the last is the pre-training's
+    argv = ["stdlib_deq_jr", "--workdir", str(tmp_path / "run"), "--loop.budget-jitter", "12"]
+    assert train.main(argv) == 2
+    assert "loop.budget_jitter must be < solver.max_steps (12)" in capsys.readouterr().err
 
 
 def test_a_memory_needs_rows_that_go_on(tmp_path, capsys):
