@@ -65,7 +65,8 @@ class Task:
     test: Dataset
     classes: int
     data: str
-    """The `fingerprint` of what is trained and tested on."""
+    """The `fingerprint` of what is trained and tested on; of a sample of it where that is read on
+    the way."""
     text: TextUnits | None = None
     """None where the examples are not text."""
     scored: OrderedImageBatches | None = None
