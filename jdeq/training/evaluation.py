@@ -97,7 +97,8 @@ def mean_iou(confusion: Int[np.ndarray, "classes classes"]) -> float:
     that are among labels or predictions; NaN if none is.
 
     Source: Everingham et al. (2015), The Pascal Visual Object Classes Challenge: A Retrospective,
-      section 2.3; as Cityscapes scores it, over all images at once.
+      section 2.3; as Cityscapes scores it, over all images at once. Its own script leaves out a
+      class that is nowhere, as here; the published code of the multiscale DEQ counts it as 0.
     """
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits

@@ -114,9 +114,12 @@ def test_sides_after_the_stages():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResNetConfig(blocks=(), num_classes=2), "ResNetConfig: blocks must be >= 1"),
-        (lambda: ResNetConfig(blocks=(1, 0), num_classes=2), r"one a stage; got \(1, 0\)"),
+        (lambda: ResNetConfig(blocks=(), num_classes=2), "ResNetConfig: blocks must name"),
+        (lambda: ResNetConfig(blocks=(1, 0), num_classes=2), "blocks must be >= 1; got 0"),
+        (lambda: ResNetConfig(blocks=(1, 2.0), num_classes=2), "blocks must be an integer"),
         (lambda: ResNetConfig(blocks=(1,), num_classes=0), "num_classes must be"),
+        (lambda: DenseNetConfig(layers=(), num_classes=2), "DenseNetConfig: layers must name"),
+        (lambda: DenseNetConfig(layers=(True,), num_classes=2), "layers must be an integer"),
         (lambda: DenseNetConfig(layers=(0,), num_classes=2), "DenseNetConfig: layers must be >= 1"),
         (lambda: DenseNetConfig(layers=(1,), num_classes=2, growth=0), "growth must be"),
         (lambda: ResNet(PLAIN).init(jax.random.key(0), jnp.zeros((4, 4))), "ResNet: images must"),
