@@ -120,7 +120,7 @@ class Task:
             step,
             variables,
             self.scored or self.test,
-            batch_size=self.test_batch_size,
+            batch_size=self.test_batch_size if self.scored is None else None,
             classes=self.classes if self.labels_pixels else None,
         )
         return self.measures(means)

@@ -7,8 +7,8 @@ dropout 0.22, 8 evaluations forward and 7 backward, gamma 0.4 on 2% of the steps
 steps an epoch), 16,000 steps of pre-training by 8 layers. The paper's Table 4 has another recipe:
 widths 28-56-112-224, dropout 0.25, 7 and 8 evaluations, gamma 0.5 on 5% of the steps, 200 epochs.
 The penalty stops after 90 epochs. Deviations: on the steps that compute the penalty the published
-code draws the forward budget from 2 below to 1 above; here it is always the same. Others as in
-cifar10_mdeq.
+code draws the forward budget from 2 below to 1 above; here it is always the same; those of
+cifar10_mdeq in pixels, epoch (521 steps there), cosine and BatchNorm.
 Hardware: one GPU in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: 93.1% in the paper with 6 evaluations and 10M parameters (11.1M by the released

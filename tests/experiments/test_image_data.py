@@ -117,11 +117,22 @@ def test_what_is_scored_is_the_whole_of_it(prepared):
             status=np.zeros(n, np.int32),
         )
 
-    lazily = evaluate(step, {}, scored, batch_size=0, classes=19)
+    lazily = evaluate(step, {}, scored, classes=19)
     held = Dataset(
         *(np.concatenate(leaves) for leaves in zip(scored(0)[0], scored(1)[0], strict=True))
     )
     held = Dataset(*(leaf[:7] for leaf in held))
     at_once = evaluate(step, {}, held, batch_size=5, classes=19)
     assert lazily == pytest.approx(at_once)
+    with pytest.raises(ValueError, match="batch_size must be None for batches with a size"):
+        evaluate(step, {}, scored, batch_size=5)
+    for size, message in ((None, "given for a Dataset"), (0, ">= 1; got 0")):
+        with pytest.raises(ValueError, match=f"evaluate: batch_size must be {message}"):
+            evaluate(step, {}, held, batch_size=size)
+
+    def blind(variables, batch):
+        return step(variables, batch)._replace(predicted=None)
+
+    with pytest.raises(ValueError, match="classes must be None for a step without predictions"):
+        evaluate(blind, {}, held, batch_size=5, classes=19)
     assert 0 < lazily["mean_iou"] < lazily["accuracy"] < 1
