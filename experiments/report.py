@@ -233,11 +233,15 @@ def _images(run: Run, state: TrainState) -> dict[str, Figure]:
         step = eval_step(model, task)
         return evaluate_samples(step, state.variables, task.test, batch_size=task.test_batch_size)
 
-    predicted = np.asarray(judged(run.model).predicted)
-    if task.scored is None:
-        figures["confusion"] = figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")
-        confusion = confusion_matrix(labels, predicted, task.classes)
-        plots.confusion_matrix(confusion, ax=figure.subplots())
+    if task.scored is None or task.labels_pixels:
+        predicted = np.asarray(judged(run.model).predicted)
+        if task.scored is None:
+            figures["confusion"] = figure = Figure((4.8, 4.2), dpi=120, layout="constrained")
+            confusion = confusion_matrix(labels, predicted, task.classes)
+            plots.confusion_matrix(confusion, ax=figure.subplots())
+        if task.labels_pixels:
+            figures["segmentation"] = figure = Figure((6, 8), dpi=120, layout="constrained")
+            plots.segmentation(images, labels, predicted, classes=task.classes, figure=figure)
     if run.implicit:
         steps = TOLERANCE_STEPS // (evaluations_per_step(run.model.solver) or 1)
         solved = run.model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
@@ -249,9 +253,6 @@ def _images(run: Run, state: TrainState) -> dict[str, Figure]:
         plots.hardest_images(images, nfe, figure=right)
         if task.scored is not None:
             figure.suptitle(f"first {len(images)} test images", fontsize="medium")
-    if task.labels_pixels:
-        figures["segmentation"] = figure = Figure(figsize=(6, 8), dpi=120, layout="constrained")
-        plots.segmentation(images, labels, predicted, classes=task.classes, figure=figure)
     return figures
 
 

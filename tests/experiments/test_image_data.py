@@ -26,6 +26,8 @@ def test_imagenet_is_read_on_the_way_and_all_of_it_scored(prepared):
     assert task.data == data.build(1).data  # the same data, whatever their order
     assert task.data == dataclasses.replace(data, held=2).build(0).data
     assert task.data != dataclasses.replace(data, side=40).build(0).data
+    with pytest.raises(ValueError, match="data.side must be >= 1; got 0"):
+        dataclasses.replace(data, side=0).build(0)
 
 
 def test_cityscapes_is_cropped_to_train_on_and_scored_whole(prepared):
