@@ -211,6 +211,12 @@ def _check_fit(config: ExperimentConfig, task: Task) -> None:
     outputs = getattr(config.model, name)
     if getattr(config.model, "memory", 0) and not isinstance(task.batches, Streams):
         raise ConfigError("data.contiguous must be True for a model with a memory; got False")
+    held = len(task.test.labels)
+    if not isinstance(config.model, EXPLICIT) and config.loop.spectrum_examples > held:
+        raise ConfigError(
+            f"loop.spectrum_examples must be <= {held}, the test examples held in memory; got "
+            f"{config.loop.spectrum_examples}"
+        )
     # A vocabulary may be padded, to a size that suits the hardware.
     if outputs != task.classes and not (reads_tokens and outputs > task.classes):
         raise ConfigError(f"model.{name} must be {task.classes}, that of the data; got {outputs}")

@@ -225,9 +225,15 @@ class RegularizerConfig:
     growth: float = 0.0
     """Added to gamma every ``growth_every`` steps."""
     growth_every: int = 0
+    stop: int | None = None
+    """The first step without the penalty again; None: it stays."""
 
     def build(self, *, start: int, seed: int) -> jdeq.JacobianSchedule:
         """The schedule; nothing is penalised before step ``start``."""
+        if self.stop is not None and self.stop <= start:
+            raise ConfigError(
+                f"regularizer.stop must be > pretrain.steps ({start}); got {self.stop}"
+            )
         return _checked(
             "regularizer",
             lambda: jdeq.JacobianSchedule(
@@ -236,6 +242,7 @@ class RegularizerConfig:
                 growth=self.growth,
                 growth_every=self.growth_every,
                 start=start,
+                stop=self.stop,
                 seed=seed,
             ),
         )

@@ -65,7 +65,8 @@ class Task:
     test: Dataset
     classes: int
     data: str
-    """The `fingerprint` of what is trained and tested on."""
+    """The `fingerprint` of what is trained and tested on; of a sample of it where that is read on
+    the way."""
     text: TextUnits | None = None
     """None where the examples are not text."""
     scored: OrderedImageBatches | None = None
@@ -119,7 +120,7 @@ class Task:
             step,
             variables,
             self.scored or self.test,
-            batch_size=self.test_batch_size,
+            batch_size=self.test_batch_size if self.scored is None else None,
             classes=self.classes if self.labels_pixels else None,
         )
         return self.measures(means)

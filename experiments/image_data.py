@@ -1,7 +1,8 @@
 """Image sets that are too large to be held, and scenes to be segmented; see data.py."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from jdeq.data import (
     IMAGENET,
     SCENES,
     Dataset,
+    Example,
     ImageBatches,
     OrderedImageBatches,
     ResizeCentreCrop,
@@ -37,16 +39,19 @@ class ImageNetData:
 
     def build(self, seed: int) -> Task:
         """Shuffled and augmented by ``seed``."""
-        source = open_images(IMAGENET, "train", data_dir=self.data_dir)
+        train, validation = (
+            open_images(IMAGENET, part, data_dir=self.data_dir) for part in ("train", "validation")
+        )
+        _check(self, batch_size=len(train), side=None, held=len(validation))
         batches = ImageBatches(
-            source=source,
+            source=train,
             images=IMAGENET,
             batch_size=self.batch_size,
             recipe=ResizedCropFlip(size=self.side),
             seed=seed,
         )
         scored = OrderedImageBatches(
-            source=open_images(IMAGENET, "validation", data_dir=self.data_dir),
+            source=validation,
             images=IMAGENET,
             batch_size=self.batch_size,
             recipe=ResizeCentreCrop(resize=8 * self.side // 7, size=self.side),
@@ -70,15 +75,21 @@ class CityscapesData:
 
     def build(self, seed: int) -> Task:
         """Shuffled and augmented by ``seed``."""
+        train, validation = (
+            open_images(CITYSCAPES, part, data_dir=self.data_dir)
+            for part in ("train", "validation")
+        )
+        _check(self, batch_size=len(train), held=len(validation))
+        _check(self, height=None, width=None, test_batch_size=None)
         batches = ImageBatches(
-            source=open_images(CITYSCAPES, "train", data_dir=self.data_dir),
+            source=train,
             images=CITYSCAPES,
             batch_size=self.batch_size,
             recipe=ScaleCropFlip(height=self.height, width=self.width),
             seed=seed,
         )
         scored = OrderedImageBatches(
-            source=open_images(CITYSCAPES, "validation", data_dir=self.data_dir),
+            source=validation,
             images=CITYSCAPES,
             batch_size=self.test_batch_size,
         )
@@ -95,6 +106,7 @@ class ScenesData:
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``; the scenes are the same for all seeds."""
+        _check(self, train_scenes=None, test_scenes=None, batch_size=self.train_scenes)
         scenes = load_scenes(train=self.train_scenes, test=self.test_scenes)
         return Task(
             batches=ShuffledBatches(data=scenes.train, batch_size=self.batch_size, seed=seed),
@@ -106,7 +118,10 @@ class ScenesData:
 
 @dataclasses.dataclass(eq=False)
 class ReadAhead:
-    """``batches(position)``, made by background threads while positions follow one another."""
+    """``batches(position)``, made by background threads while positions follow one another.
+
+    Any other position is read at once, and alone.
+    """
 
     batches: ImageBatches
     _next: int = -1
@@ -123,23 +138,43 @@ class ReadAhead:
         return self.batches.batches_per_epoch
 
     def __call__(self, position: int) -> Dataset:
-        """The batch at ``position``; a jump ends the threads and starts others."""
-        if self._iterator is None or position != self._next:
-            self._iterator = prefetched(self.batches, start=position)
+        """The batch at ``position``; a jump, or an exception, ends the threads."""
+        iterator, self._iterator = self._iterator, None
+        if position == self._next:
+            iterator = iterator or prefetched(self.batches, start=position)
+            batch = next(iterator)
+            self._iterator = iterator
+        else:
+            batch = self.batches(position)
         self._next = position + 1
-        return next(self._iterator)
+        return batch
 
 
 def _read_on_the_way(batches: ImageBatches, scored: OrderedImageBatches, held: int) -> Task:
-    if not 1 <= held <= len(scored.source):
-        raise ValueError(f"data.held must be in 1..{len(scored.source)}; got {held}")
-    first = dataclasses.replace(scored, batch_size=held)
-    test, _ = first(0)
-    sizes = np.array([len(batches.source), len(scored.source)])
+    test, _ = dataclasses.replace(scored, batch_size=held)(0)
     return Task(
         batches=ReadAhead(batches),
         test=test,
         scored=scored,
         classes=batches.images.classes,
-        data=fingerprint(sizes, *test),
+        data=fingerprint(
+            *_sample(batches.source),
+            *_sample(scored.source),
+            np.frombuffer(repr(scored.recipe).encode(), np.uint8),
+        ),
     )
+
+
+def _sample(source: Sequence[Example]) -> list[np.ndarray]:
+    """How many examples there are, and eight of them, spread over all."""
+    spread = np.linspace(0, len(source) - 1, 8).astype(int)
+    return [np.array(len(source)), *(leaf for i in spread for leaf in source[int(i)])]
+
+
+def _check(data: Any, **most: int | None) -> None:
+    """Refuse a field below 1, or above its ``most``."""
+    for name, top in most.items():
+        value = getattr(data, name)
+        if value < 1 or (top is not None and value > top):
+            rule = "be >= 1" if top is None else f"be in 1..{top}"
+            raise ValueError(f"data.{name} must {rule}; got {value}")

@@ -24,10 +24,9 @@ from PIL import Image
 
 from experiments.cli import guarded
 from jdeq.data import CITYSCAPES, IGNORED
-from jdeq.data.scenes import digit_parts, draw_scene, paint, resize_digit
+from jdeq.data.scenes import digit_parts, draw_scenes, paint, resize_digit
 
 Name = Literal["cifar10", "svhn_cropped", "mnist", "imagenet2012", "cityscapes"]
-SCENES = {"train": 256, "validation": 64}
 UNSCORED_ID = 0  # counted by no score
 
 Records = Callable[[], Iterator[dict[str, Any]]]  # the examples of a split
@@ -151,10 +150,8 @@ def _scenes() -> dict[str, Records]:
     # The classes of a scene are the first ones of Cityscapes; IGNORED, -1, is the last entry.
     ids = np.array([*(k for k, c in enumerate(CITYSCAPES.label_ids) if c != IGNORED), UNSCORED_ID])
 
-    def records(count: int, images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
-        rng = np.random.default_rng(count)
-        for index in range(count):
-            scene = draw_scene(images, labels, rng)
+    def records(part: Literal["train", "test"], count: int) -> Iterator[dict[str, Any]]:
+        for index, scene in enumerate(draw_scenes(part, count)):
             yield {
                 "image_id": f"digits_{index:06d}_000000",
                 "image_left": _encoded(scene.image, "PNG"),
@@ -162,8 +159,8 @@ def _scenes() -> dict[str, Records]:
             }
 
     return {
-        split: functools.partial(records, SCENES[split], *part)
-        for split, part in zip(SCENES, digit_parts(), strict=True)
+        "train": functools.partial(records, "train", 256),
+        "validation": functools.partial(records, "test", 64),
     }
 
 

@@ -222,19 +222,26 @@ def draw(
 def _images(run: Run, state: TrainState) -> dict[str, Figure]:
     """What the model makes of the test images as it was trained to solve them: who is taken for
     whom, a segmentation beside its truth; and which images take long to the smallest tolerance.
+
+    Where the test images held in memory are only some of them, nobody is counted.
     """
     task = run.task
     images, labels = task.test
+    figures = {}
 
     def judged(model: Any) -> Evaluation:
         step = eval_step(model, task)
         return evaluate_samples(step, state.variables, task.test, batch_size=task.test_batch_size)
 
-    figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")
-    figures = {"confusion": figure}
-    predicted = np.asarray(judged(run.model).predicted)
-    confusion = confusion_matrix(labels, predicted, task.classes)
-    plots.confusion_matrix(confusion, ax=figure.subplots())
+    if task.scored is None or task.labels_pixels:
+        predicted = np.asarray(judged(run.model).predicted)
+        if task.scored is None:
+            figures["confusion"] = figure = Figure((4.8, 4.2), dpi=120, layout="constrained")
+            confusion = confusion_matrix(labels, predicted, task.classes)
+            plots.confusion_matrix(confusion, ax=figure.subplots())
+        if task.labels_pixels:
+            figures["segmentation"] = figure = Figure((6, 8), dpi=120, layout="constrained")
+            plots.segmentation(images, labels, predicted, classes=task.classes, figure=figure)
     if run.implicit:
         steps = TOLERANCE_STEPS // (evaluations_per_step(run.model.solver) or 1)
         solved = run.model.clone(rtol=min(run.config.loop.rtols), max_steps=steps)
@@ -244,9 +251,8 @@ def _images(run: Run, state: TrainState) -> dict[str, Figure]:
         left, right = halves
         plots.nfe_histogram(nfe, ax=left.subplots())
         plots.hardest_images(images, nfe, figure=right)
-    if task.labels_pixels:
-        figures["segmentation"] = figure = Figure(figsize=(6, 8), dpi=120, layout="constrained")
-        plots.segmentation(images, labels, predicted, classes=task.classes, figure=figure)
+        if task.scored is not None:
+            figure.suptitle(f"first {len(images)} test images", fontsize="medium")
     return figures
 
 

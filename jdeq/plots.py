@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
+from jdeq.types import require_integer
+
 Record = dict[str, Any]
 _QUALITIES = {
     "accuracy": (100, "accuracy (%)"),
@@ -175,10 +177,15 @@ def hardest_images(
     figure: FigureBase,
     count: int = 5,
 ) -> FigureBase:
-    """The images that took the most evaluations (upper row) and the fewest, with their numbers."""
+    """The images that took the most evaluations (upper row) and the fewest, with their numbers.
+
+    Raises:
+      ValueError: if ``count`` is below 1.
+    """
+    require_integer("jdeq.plots.hardest_images", "count", count, 1)
     order = np.argsort(nfe, kind="stable")
     count = min(count, len(order))
-    axes = np.atleast_2d(figure.subplots(2, count, squeeze=False))
+    axes = figure.subplots(2, count, squeeze=False)
     for row, chosen in zip(axes, (order[::-1][:count], order[:count]), strict=True):
         for ax, index in zip(row, chosen, strict=True):
             _image(images[index], ax)
@@ -199,11 +206,16 @@ def segmentation(
     """Image, true classes and predicted classes in a row, for the first ``count`` images.
 
     Pixels without a class (labels below 0) are white in both.
+
+    Raises:
+      ValueError: if ``count`` is below 1, or there are not as many labels or predictions as images.
     """
-    count = min(count, len(images))
+    require_integer("jdeq.plots.segmentation", "count", count, 1)
+    images, labels, predicted = images[:count], labels[:count], predicted[:count]
+    count = len(images)
     axes = figure.subplots(count, 3, squeeze=False)
     colours = {"vmin": 0, "vmax": classes - 1, "cmap": "nipy_spectral", "interpolation": "nearest"}
-    for row, image, truth, guess in zip(axes, images, labels, predicted, strict=False):
+    for row, image, truth, guess in zip(axes, images, labels, predicted, strict=True):
         _image(image, row[0])
         for ax, picture in zip(row[1:], (truth, guess), strict=True):
             ax.imshow(np.ma.masked_where(truth < 0, picture), **colours)

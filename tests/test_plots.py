@@ -100,6 +100,8 @@ def test_which_images_are_hard():
     figure = plots.hardest_images(images, nfe, figure=Figure(), count=3)
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == ["9", "5", "5", "2", "5", "5"]
+    with pytest.raises(ValueError, match="hardest_images: count must be >= 1; got 0"):
+        plots.hardest_images(images, nfe, figure=Figure(), count=0)
     hardest = np.asarray(figure.axes[0].get_images()[0].get_array())
     want = images[1, ..., 0]
     np.testing.assert_allclose(hardest, (want - want.min()) / np.ptp(want))
@@ -109,6 +111,12 @@ def test_segmentation_beside_its_truth():
     rng = np.random.default_rng(0)
     images, truth = rng.normal(size=(2, 4, 6, 3)), rng.integers(-1, 3, size=(2, 4, 6))
     guess = rng.integers(0, 3, size=(2, 4, 6))
+    one = plots.segmentation(images, truth, guess, classes=3, figure=Figure(), count=1)
+    assert len(one.axes) == 3
+    with pytest.raises(ValueError, match="segmentation: count must be >= 1; got 0"):
+        plots.segmentation(images, truth, guess, classes=3, figure=Figure(), count=0)
+    with pytest.raises(ValueError, match="zip"):
+        plots.segmentation(images, truth, guess[:1], classes=3, figure=Figure())
     figure = plots.segmentation(images, truth, guess, classes=3, figure=Figure())
     assert len(figure.axes) == 6 and figure.axes[1].get_title() == "truth"
     for ax, picture in zip(figure.axes[1:3], (truth, guess), strict=True):

@@ -6,7 +6,8 @@ Source: Bai, Koltun and Kolter (2020), by the released seg_mdeq_SMALL.yaml: 32-6
 dropout 0.05, 27 evaluations forward and 30 backward by Broyden, SGD at 0.01 with plain momentum and
 a cosine, weight decay 2e-4, 500 epochs in batches of 12 (247 steps each), 60,000 steps of
 pre-training by 3 layers, scaled crops of 1024x512. Deviations: it starts from random weights, not
-from those of imagenet_mdeq_small, and all classes weigh the same; an absolute residual there.
+from those of imagenet_mdeq_small, and all classes weigh the same; an absolute residual there; the
+cosine ends at 0 (there at 1e-6).
 Hardware: four GPUs in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: the paper's mean IoU is not in the sources that this was written from.

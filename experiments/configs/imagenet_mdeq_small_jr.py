@@ -6,8 +6,9 @@ Source: Bai, Koltun and Kolter (2021), by the released cls_mdeq_SMALL_reg.yaml: 
 imagenet_mdeq_small with 14 evaluations forward and backward, learning rate 0.04, weight
 decay 2e-5, dropout 0.02, gamma 2.5 on 8%
 of the steps, growing by 0.1 every 50,000 of them. The paper's Table 4 has 120 epochs, batches of
-112, gamma 2 to 3 on 10%. Deviations: the file varies the forward budget by up to 2 from step to
-step and has a penalty of weight 0.03 in pre-training, too; here it does neither.
+112, gamma 2 to 3 on 10%. Deviations: on the steps that compute the penalty the published
+code draws the forward budget from 2 below to 1 above, and the file has a penalty of weight 0.03 in
+pre-training, too; here neither is so. Others as in imagenet_mdeq_small.
 Hardware: four GPUs in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: 74.5% in the paper with 17M parameters (18.6M by the released file, and here) and 14

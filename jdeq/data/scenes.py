@@ -1,6 +1,7 @@
 """Scenes of handwritten digits with the class of every pixel: segmentation without a download."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,7 +14,7 @@ SIDE = 64  # pixels
 BACKGROUND = 10  # the class after the digits
 
 SCENES = ImageSet(name="scenes", mean=(0.29, 0.29, 0.29), std=(0.22, 0.22, 0.22), classes=11)
-"""The pixels' mean and standard deviation over 256 scenes, all colours alike."""
+"""About the pixels' mean and standard deviation over 256 scenes, all colours alike."""
 
 
 class Scenes(NamedTuple):
@@ -25,6 +26,8 @@ class Scenes(NamedTuple):
 
 def load_scenes(*, train: int = 256, test: int = 64) -> Scenes:
     """Scenes of four of the 1797 digits each, in colours; the same at every call.
+
+    Of a part, the first ones are the same whatever their number.
 
     Args:
       train: how many, >= 1, of the digits of the training part.
@@ -39,11 +42,18 @@ def load_scenes(*, train: int = 256, test: int = 64) -> Scenes:
     for name, count in (("train", train), ("test", test)):
         if count < 1:
             raise ValueError(f"jdeq.data.load_scenes: {name} must be >= 1; got {count}")
-    parts = []
-    for count, part in zip((train, test), digit_parts(), strict=True):
-        rng = np.random.default_rng(count)
-        parts.append(SCENES.normalise(draw_scene(*part, rng) for _ in range(count)))
-    return Scenes(*parts)
+    return Scenes(
+        SCENES.normalise(draw_scenes("train", train)), SCENES.normalise(draw_scenes("test", test))
+    )
+
+
+def draw_scenes(part: Literal["train", "test"], count: int) -> Iterator[Example]:
+    """The first ``count`` scenes of a part, each part with digits and chance of its own."""
+    index = ("train", "test").index(part)
+    digits, labels = digit_parts()[index]
+    rng = np.random.default_rng(index)
+    for _ in range(count):
+        yield draw_scene(digits, labels, rng)
 
 
 def digit_parts() -> list[tuple[UInt8[np.ndarray, "n 8 8"], Int[np.ndarray, " n"]]]:

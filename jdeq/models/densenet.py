@@ -46,8 +46,10 @@ class DenseNetConfig:
 
     def __post_init__(self):
         name = "jdeq.models.DenseNetConfig"
-        if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"{name}: layers must be >= 1, one a block; got {self.layers}")
+        if not self.layers:
+            raise ValueError(f"{name}: layers must name at least one block; got {self.layers}")
+        for count in self.layers:
+            require_integer(name, "layers", count, 1)
         require_integer(name, "num_classes", self.num_classes, 1)
         require_integer(name, "growth", self.growth, 1)
 

@@ -7,8 +7,9 @@ The norm at the end holds the state at unit scale; for its use see decoder_lm.py
 Source: patches, positions and the pre-norm block of Dosovitskiy et al. (2021), An Image is Worth
 16x16 Words, arXiv 2010.11929, equations 1 to 3; as the map of an equilibrium, with a norm at its
 end, Bai, Kolter and Koltun (2019), arXiv 1909.01377. Deviations: no class token, mean pooling;
-positions start at the scale of the embedded patches, not at 0.02, with which the digits were
-learned several times slower.
+gelu in its tanh form; kernels of the cell start with the variance 1 / (3 fan_in); a dropout mask is
+shared by all patches; positions start at the scale of the embedded patches, not at 0.02, with which
+the digits were learned several times slower.
 """
 
 from __future__ import annotations

@@ -25,19 +25,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from jdeq.types import require_integer
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MDEQBody:
     """The stem and the cell, which all models have; this alone is no model.
 
     Args:
-      channels: of the state's scales, finest first; each a multiple of ``groups``.
+      channels: of the state's scales, finest first; each >= 1 and a multiple of ``groups``.
       num_classes: of the logits, >= 1.
       expansion: the branch block widens its channels by this factor, >= 1.
-      groups: of the GroupNorms; the one after the fusion has half of them.
+      groups: of the GroupNorms, >= 1; with several scales the one after the fusion has
+        ``max(1, groups // 2)``, which must divide the channels, too.
       post_affine: whether the GroupNorm after the fusion, which bounds the state, has a learned
-        scale and offset (the published code: not on CIFAR and in the regularized models, yes in
-        the others).
+        scale and offset (the published code: not on CIFAR, in the regularized models and in the XL
+        of ImageNet, yes in the others).
       downsamples: how many of the stem's convolutions have stride 2, >= 0.
       dropout: rate of the variational channel dropout in the branch blocks, in [0, 1).
     Raises:
@@ -54,15 +57,26 @@ class MDEQBody:
 
     def __post_init__(self):
         self._require(len(self.channels) > 0, "channels", "name at least one scale")
-        for name in ("num_classes", "expansion", "groups"):
-            self._require(getattr(self, name) >= 1, name, "be >= 1")
+        self._require_integers(1, "channels", "num_classes", "expansion", "groups")
+        self._require_integers(0, "downsamples")
         self._require(
-            all(width > 0 and width % self.groups == 0 for width in self.channels),
+            not any(width % self.groups for width in self.channels),
             "channels",
             f"be multiples of groups ({self.groups})",
         )
-        self._require(self.downsamples >= 0, "downsamples", "be >= 0")
+        fused = max(1, self.groups // 2)
+        self._require(
+            len(self.channels) == 1 or not any(width % fused for width in self.channels),
+            "channels",
+            f"be multiples of groups // 2 ({fused})",
+        )
         self._require(0.0 <= self.dropout < 1.0, "dropout", "lie in [0, 1)")
+
+    def _require_integers(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            for entry in value if isinstance(value, tuple) else (value,):
+                require_integer(f"jdeq.models.{type(self).__name__}", name, entry, least)
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
@@ -88,10 +102,9 @@ class MDEQConfig(MDEQBody):
     def __post_init__(self):
         super().__post_init__()
         scales = len(self.channels)
-        self._require(self.head_features >= 1, "head_features", "be >= 1")
         rule = f"have one entry per scale ({scales})"
         self._require(len(self.head_channels) == scales, "head_channels", rule)
-        self._require(min(self.head_channels) >= 1, "head_channels", "be >= 1")
+        self._require_integers(1, "head_channels", "head_features")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +154,9 @@ MDEQ_IMAGENET_LARGE = dataclasses.replace(
 MDEQ_IMAGENET_LARGE_JR = dataclasses.replace(MDEQ_IMAGENET_LARGE, post_affine=False)
 """The same to be trained with Jacobian regularization: 76.8% with 15 evaluations."""
 
-MDEQ_IMAGENET_XL = dataclasses.replace(MDEQ_IMAGENET_LARGE_JR, channels=(88, 176, 352, 704))
+MDEQ_IMAGENET_XL = dataclasses.replace(
+    MDEQ_IMAGENET_LARGE, channels=(88, 176, 352, 704), post_affine=False
+)
 """ImageNet, the largest; an expansion of 5, as in the newer of the two published codes (6 in the
 older)."""
 

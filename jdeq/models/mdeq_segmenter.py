@@ -5,7 +5,7 @@
 
 Source: Bai, Koltun and Kolter (2020), Multiscale Deep Equilibrium Models, arXiv 2006.08656,
 section 4.3, and its published code. Deviations: both upsamplings are bilinear between the centres
-of pixels (the code's first one aligns corners); BatchNorm momentum 0.9 (the code: 0.99 here, 0.9 in
+of pixels (the code aligns corners in both); BatchNorm momentum 0.9 (the code: 0.99 here, 0.9 in
 the classifier); initialisation as in mdeq.py.
 """
 

@@ -53,8 +53,10 @@ class ResNetConfig:
 
     def __post_init__(self):
         name = "jdeq.models.ResNetConfig"
-        if not self.blocks or min(self.blocks) < 1:
-            raise ValueError(f"{name}: blocks must be >= 1, one a stage; got {self.blocks}")
+        if not self.blocks:
+            raise ValueError(f"{name}: blocks must name at least one stage; got {self.blocks}")
+        for count in self.blocks:
+            require_integer(name, "blocks", count, 1)
         require_integer(name, "num_classes", self.num_classes, 1)
         require_integer(name, "width", self.width, 1)
 

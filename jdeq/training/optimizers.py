@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers of the recipes, from optax's parts."""
 
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.
     """0 to ``peak`` in a line over ``warmup_steps``, then a half cosine to 0 at ``total_steps``.
 
     Args:
-      peak: the largest learning rate, > 0.
+      peak: the largest learning rate, > 0 and finite.
       warmup_steps: in 0..total_steps - 1.
       total_steps: the length of the run.
     Raises:
@@ -30,7 +31,7 @@ def warmup_constant(*, peak: float, warmup_steps: int) -> optax.Schedule:
     """0 to ``peak`` in a line over ``warmup_steps``, then ``peak``.
 
     Args:
-      peak: the largest learning rate, > 0.
+      peak: the largest learning rate, > 0 and finite.
       warmup_steps: >= 0.
     Raises:
       ValueError: if a range is broken.
@@ -52,26 +53,29 @@ def warmup_steps_decay(
     step 0 on.
 
     Args:
-      peak: the largest learning rate, > 0.
+      peak: the largest learning rate, > 0 and finite.
       warmup_steps: >= 0.
       every: >= 1.
       factor: in (0, 1).
     Raises:
       ValueError: if a range is broken.
     """
-    if every < 1 or not 0 < factor < 1:
-        raise ValueError(
-            "jdeq.training.warmup_steps_decay: every must be >= 1 and factor lie in (0, 1); got "
-            f"{every} and {factor}"
-        )
+    who = "jdeq.training.warmup_steps_decay"
+    if every < 1:
+        raise ValueError(f"{who}: every must be >= 1; got {every}")
+    if not 0 < factor < 1:
+        raise ValueError(f"{who}: factor must lie in (0, 1); got {factor}")
+    _check_peak("warmup_steps_decay", peak)
+    if warmup_steps < 0:
+        raise ValueError(f"{who}: warmup_steps must be >= 0; got {warmup_steps}")
     constant = warmup_constant(peak=peak, warmup_steps=warmup_steps)
     stairs = optax.exponential_decay(1.0, every, factor, staircase=True)
     return lambda step: jnp.asarray(constant(step)) * stairs(step)
 
 
 def _check_peak(schedule: str, peak: float) -> None:
-    if not peak > 0:
-        raise ValueError(f"jdeq.training.{schedule}: peak must be > 0; got {peak}")
+    if not 0 < peak < math.inf:
+        raise ValueError(f"jdeq.training.{schedule}: peak must be > 0 and finite; got {peak}")
 
 
 def adamw(
@@ -81,10 +85,12 @@ def adamw(
 
     Args:
       schedule: learning rate by step.
-      weight_decay: >= 0; biases, scales and gains (leaves of fewer than two axes) are left out.
+      weight_decay: >= 0 and finite, of every leaf of two axes or more: kernels and directions, but
+        tables of embeddings and positions too, and biases that have an axis for each head. Leaves
+        of fewer axes (biases, scales, gains) are left out.
       clip_norm: the largest global gradient norm; None does not clip.
     Raises:
-      ValueError: if ``weight_decay`` is negative or ``clip_norm`` is not positive.
+      ValueError: if ``weight_decay`` or ``clip_norm`` lies outside its range.
     Source: Loshchilov and Hutter (2019), Decoupled Weight Decay Regularization.
     """
     _check_decay("adamw", weight_decay)
@@ -110,11 +116,11 @@ def sgd(
       schedule: learning rate by step.
       momentum: in [0, 1).
       nesterov: take ``momentum m + g`` with the new m for the step, not m.
-      weight_decay: >= 0, added to the gradient of every parameter, as the published scripts do.
+      weight_decay: >= 0 and finite, added to the gradient of every parameter, as the published
+        scripts do.
       clip_norm: the largest global gradient norm; None does not clip.
     Raises:
-      ValueError: if ``momentum`` lies outside [0, 1), ``weight_decay`` is negative or ``clip_norm``
-        is not positive.
+      ValueError: if ``momentum``, ``weight_decay`` or ``clip_norm`` lies outside its range.
     Source: Sutskever, Martens, Dahl and Hinton (2013), On the Importance of Initialization and
       Momentum in Deep Learning.
     """
@@ -129,9 +135,9 @@ def sgd(
 
 
 def _check_decay(optimizer: str, weight_decay: float) -> None:
-    if weight_decay < 0:
+    if not 0 <= weight_decay < math.inf:
         raise ValueError(
-            f"jdeq.training.{optimizer}: weight_decay must be >= 0; got {weight_decay}"
+            f"jdeq.training.{optimizer}: weight_decay must be >= 0 and finite; got {weight_decay}"
         )
 
 

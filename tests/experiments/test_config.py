@@ -83,6 +83,8 @@ def test_help_lists_the_runs_and_the_fields(capsys):
         (["--data.batch-size", "2000"], "batch_size", "must be in 1..1437"),
         (["--model.num-classes", "5"], "model.num_classes", "must be 10"),
         (["--pretrain.steps", "99999"], "pretrain.steps", "the length of the run"),
+        (["--regularizer.stop", "140"], "regularizer.stop", "must be > pretrain.steps (140)"),
+        (["--loop.spectrum-examples", "361"], "loop.spectrum_examples", "must be <= 360"),
         (["--seed", "-1"], "seed", "must be >= 0; got -1"),
         (["--optimizer.plateau-steps", "5"], "optimizer.plateau_steps", "must be None without"),
         (["--optimizer.decay-every", "5"], "optimizer.decay_every", "must be None without"),
@@ -114,6 +116,8 @@ def test_strings_become_objects_with_their_own_defaults():
     assert SplittingConfig(kind="forward_backward", step=0.5).build() == ForwardBackward(step=0.5)
     schedule = RegularizerConfig(gamma=2.0, probability=0.5).build(start=10, seed=0)
     assert schedule.weight_at(10) == 2.0 and not any(schedule.active(s) for s in range(10))
+    ends = RegularizerConfig(gamma=2.0, stop=12).build(start=10, seed=0)
+    assert [ends.active(s) for s in range(9, 14)] == [False, True, True, False, False]
 
 
 def test_the_two_digits_runs_differ_in_the_penalty_only():

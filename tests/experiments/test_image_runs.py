@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from experiments import compare, evaluate, train
+from experiments import compare, evaluate, report, train
 from experiments.build import build
 from experiments.config_files import load_run
+from experiments.image_data import CityscapesData
+from jdeq.models import MDEQSegmenter
 
 LOOP = (
     "--loop.steps 4 --loop.test-every 2 --loop.spectrum-every 4 --loop.spectrum-examples 1 "
@@ -71,7 +74,9 @@ def test_a_run_leaves_its_numbers_and_pictures(name, tmp_path, capsys, monkeypat
     assert all(f"![{picture}]({picture}.png)" in text for picture in drawn)
     rows = json.loads((workdir / "report.json").read_text())["test"]
     quality = "mean_iou" if name == "scenes_mdeq_seg" else "accuracy"
-    assert all(0 <= row[quality] <= 1 for row in rows)
+    # A few steps from the start: better than no pixel or image, and far from all.
+    assert all(0 < row[quality] < 0.6 for row in rows), rows
+    assert all(0 < row["loss_nats"] < 2 * np.log(10) for row in rows), rows
     assert ("mean_iou" in rows[0]) == (quality == "mean_iou")
     stops = ["explicit"] if name == "digits_resnet" else ["after 1", "after 2", "rtol 0.5"]
     assert [row["stop"] for row in rows] == stops
@@ -91,6 +96,24 @@ def test_a_run_leaves_its_numbers_and_pictures(name, tmp_path, capsys, monkeypat
         assert compare.run(compare.Arguments(workdirs=(workdir, other))) == 0
         out = capsys.readouterr().out
         assert out.startswith("mean IoU in %") and f"{100 * rows[0]['mean_iou']:.2f} +- 0.00" in out
+
+
+def test_few_of_the_test_images_make_no_confusion(monkeypatch, prepared):
+    """And the picture of those that take long says how many there were to choose from."""
+    data = CityscapesData(data_dir=str(prepared("cityscapes")), batch_size=2, held=2)
+    config = dataclasses.replace(load_run("scenes_mdeq_seg"), data=data)
+    task = data.build(0)
+    run = types.SimpleNamespace(config=config, task=task, model=MDEQSegmenter(config.model))
+    run.implicit = True
+    found = types.SimpleNamespace(predicted=task.test.labels, nfe=np.array([3, 5]))
+    monkeypatch.setattr(report, "evaluate_samples", lambda *args, **options: found)
+    state = types.SimpleNamespace(variables={})
+    figures = report._images(run, state)
+    assert set(figures) == {"difficulty", "segmentation"}
+    assert figures["difficulty"].get_suptitle() == "first 2 test images"
+    whole = types.SimpleNamespace(**vars(run) | {"task": dataclasses.replace(task, scored=None)})
+    figures = report._images(whole, state)
+    assert "confusion" in figures and figures["difficulty"].get_suptitle() == ""
 
 
 def losses(config, steps):

@@ -44,6 +44,67 @@ def test_the_cell_knows_patches_by_their_injection_only():
     assert np.abs(other - out).max(axis=(0, 2)).min() > 1e-4  # every patch sees every other
 
 
+def layer_norm(params, h):
+    centred = h - h.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    return scaled * params["scale"] + params["bias"]
+
+
+def dense(params, h):
+    return h @ params["kernel"] + params["bias"]
+
+
+def test_the_cell_is_its_formula():
+    """In numpy, head by head, with weights of which none is 0 or 1."""
+    cell = DEQViTCell(TINY)
+    z, x = np.random.default_rng(0).normal(size=(2, 2, 5, 8)).astype(np.float32)
+    keys = iter(jax.random.split(jax.random.key(4), 20))
+    shapes = jax.eval_shape(cell.init, jax.random.key(0), z, x)
+    variables = jax.tree.map(lambda s: 0.5 * jax.random.normal(next(keys), s.shape), shapes)
+    p = jax.device_get(variables["params"])
+    h = z + x
+    q, k, v = np.split(dense(p["qkv"], layer_norm(p["norm1"], h)), 3, axis=-1)
+    heads = []
+    for own in (slice(0, 4), slice(4, 8)):
+        scores = q[..., own] @ k[..., own].swapaxes(1, 2) / np.sqrt(4)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        heads.append(weights @ v[..., own])
+    h = h + dense(p["out"], np.concatenate(heads, axis=-1))
+    u = dense(p["up"], layer_norm(p["norm2"], h))
+    gelu = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+    want = layer_norm(p["norm3"], h + dense(p["down"], gelu))
+    np.testing.assert_allclose(jax.jit(cell.apply)(variables, z, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_mask_is_fixed_by_the_rng_one_for_all_patches_and_off_without_it():
+    cell = DEQViTCell(dataclasses.replace(TINY, dropout=0.5))
+    z, x = jax.random.normal(jax.random.key(2), (2, 1, 5, 8))
+    variables = jax.jit(cell.init)(jax.random.key(3), z, x)
+
+    @jax.jit
+    def f(z, x, seed):
+        return cell.apply(variables, z, x, rngs={"dropout": jax.random.key(seed)})
+
+    first, again, other = (f(z, x, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+    order = np.array([3, 0, 4, 2, 1])
+    np.testing.assert_allclose(f(z[:, order], x[:, order], 1), first[:, order], atol=1e-5)
+    off = jax.jit(cell.apply)(variables, z, x)
+    assert np.abs(first - off).max() > 1e-2
+    np.testing.assert_allclose(off, jax.jit(DEQViTCell(TINY).apply)(variables, z, x), atol=1e-6)
+
+
+def test_dropout_has_one_mask_for_all_evaluations():
+    """With a new one at each there would be no fixed point to find."""
+    config = dataclasses.replace(TINY, dropout=0.3)
+    model = DEQViT(config, solver=jdeq.Picard(), rtol=1e-4, max_steps=60)
+    apply = jax.jit(lambda v, seed: model.apply(v, IMAGES, rngs={"dropout": jax.random.key(seed)}))
+    (one, sol), (two, _) = (apply(variables_of(), seed) for seed in (1, 2))
+    assert (np.asarray(sol.stats.status) == jdeq.Status.CONVERGED).all(), sol.stats
+    assert np.abs(one - two).max() > 1e-2
+
+
 HALF = {"solver": jdeq.Picard(), "gradient": jdeq.OneStep(), "dtype": jnp.bfloat16, "rtol": 1e-2}
 PRETRAINING = {"solver": jdeq.Picard(), "gradient": jdeq.Unrolled()}
 

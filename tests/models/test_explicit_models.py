@@ -19,6 +19,8 @@ from jdeq.models import (
     DenseNetConfig,
     ResNet,
     ResNetConfig,
+    densenet,
+    resnet,
 )
 
 PLAIN = ResNetConfig(blocks=(1, 1), num_classes=3, small_images=True, width=4)
@@ -71,6 +73,72 @@ def test_logits_solution_and_statistics(name):
     assert half.dtype == jnp.float32
 
 
+def random_variables(module, x, train):
+    """None of the weights and statistics is 0 or 1; variances are positive."""
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train))
+    rng = np.random.default_rng(1)
+
+    def draw(path, shape):
+        positive = "var" in jax.tree_util.keystr(path)
+        values = rng.uniform(0.5, 2, shape.shape) if positive else rng.normal(size=shape.shape)
+        return values.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def conv(x, kernel, stride=1):
+    """As a sum over the kernel's places, padded to keep the sides at stride 1."""
+    size, pad = len(kernel), len(kernel) // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = ((side - 1) // stride * stride + 1 for side in x.shape[1:3])
+    return sum(
+        padded[:, i : i + height : stride, j : j + width : stride] @ kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    )
+
+
+def norm(variables, path, x, train):
+    params, stats = variables["params"][path], variables["batch_stats"][path]
+    mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (stats["mean"], stats["var"])
+    return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_a_residual_block_is_its_formula(strides, train):
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    block = resnet._Block(3 * strides, strides, False, None)
+    v = random_variables(block, x, train)
+    p = v["params"]
+    y = relu(norm(v, "BatchNorm_0", conv(x, p["Conv_0"]["kernel"], strides), train))
+    y = norm(v, "BatchNorm_1", conv(y, p["Conv_1"]["kernel"]), train)
+    shortcut = x
+    if strides == 2:
+        shortcut = norm(v, "shortcut_norm", conv(x, p["shortcut"]["kernel"], 2), train)
+    found, updated = block.apply(v, x, train, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, relu(y + shortcut), rtol=1e-4, atol=1e-4)
+    old, new = (s["batch_stats"]["BatchNorm_0"]["mean"] for s in (v, updated))
+    seen = conv(x, p["Conv_0"]["kernel"], strides).mean((0, 1, 2))
+    np.testing.assert_allclose(new, 0.9 * old + 0.1 * seen if train else old, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_dense_layer_is_its_formula(train):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
+    layer = densenet._Layer(2, None)
+    v = random_variables(layer, x, train)
+    y = conv(relu(norm(v, "BatchNorm_0", x, train)), v["params"]["Conv_0"]["kernel"])
+    y = conv(relu(norm(v, "BatchNorm_1", y, train)), v["params"]["Conv_1"]["kernel"])
+    found, _ = layer.apply(v, x, train, mutable=["batch_stats"])
+    want = np.concatenate([x, y], axis=-1)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet", "densenet"])
 def test_gradient_reaches_every_parameter(name):
     model = TINY[name]
@@ -114,9 +182,12 @@ def test_sides_after_the_stages():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResNetConfig(blocks=(), num_classes=2), "ResNetConfig: blocks must be >= 1"),
-        (lambda: ResNetConfig(blocks=(1, 0), num_classes=2), r"one a stage; got \(1, 0\)"),
+        (lambda: ResNetConfig(blocks=(), num_classes=2), "ResNetConfig: blocks must name"),
+        (lambda: ResNetConfig(blocks=(1, 0), num_classes=2), "blocks must be >= 1; got 0"),
+        (lambda: ResNetConfig(blocks=(1, 2.0), num_classes=2), "blocks must be an integer"),
         (lambda: ResNetConfig(blocks=(1,), num_classes=0), "num_classes must be"),
+        (lambda: DenseNetConfig(layers=(), num_classes=2), "DenseNetConfig: layers must name"),
+        (lambda: DenseNetConfig(layers=(True,), num_classes=2), "layers must be an integer"),
         (lambda: DenseNetConfig(layers=(0,), num_classes=2), "DenseNetConfig: layers must be >= 1"),
         (lambda: DenseNetConfig(layers=(1,), num_classes=2, growth=0), "growth must be"),
         (lambda: ResNet(PLAIN).init(jax.random.key(0), jnp.zeros((4, 4))), "ResNet: images must"),

@@ -304,6 +304,15 @@ def test_images_that_do_not_fit(shape, message):
         ({"channels": (4, 5, 8)}, r"channels must be multiples of groups \(2\); got \(4, 5, 8\)"),
         ({"head_channels": (2, 4)}, r"head_channels must have one entry per scale \(3\)"),
         ({"head_channels": (2, 0, 4)}, "head_channels must be >= 1"),
+        ({"channels": (4, 8.0, 8)}, "channels must be an integer >= 1; got 8.0"),
+        ({"channels": (4, 0, 8)}, "channels must be >= 1; got 0"),
+        (
+            {"channels": (5, 10, 10), "groups": 5},
+            r"channels must be multiples of groups // 2 \(2\); got \(5, 10, 10\)",
+        ),
+        ({"head_channels": (2, 4, 3.0)}, "head_channels must be an integer >= 1; got 3.0"),
+        ({"head_features": True}, "head_features must be an integer >= 1; got True"),
+        ({"groups": 2.0}, "groups must be an integer >= 1; got 2.0"),
         ({"num_classes": 0}, "num_classes must be >= 1; got 0"),
         ({"expansion": 0}, "expansion must be >= 1; got 0"),
         ({"downsamples": -1}, "downsamples must be >= 0; got -1"),
@@ -313,6 +322,10 @@ def test_images_that_do_not_fit(shape, message):
 def test_configurations_that_make_no_model(change, message):
     with pytest.raises(ValueError, match=f"jdeq.models.MDEQConfig: {message}"):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_single_scale_has_no_fusion_to_divide_for():
+    dataclasses.replace(SMALL, channels=(5,), head_channels=(2,), groups=5)
 
 
 def test_digits_configuration_is_small():

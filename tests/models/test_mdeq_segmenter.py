@@ -33,6 +33,11 @@ def tiny():
     return model, jax.jit(model.init)(jax.random.key(1), IMAGES)
 
 
+@functools.cache
+def compiled():
+    return jax.jit(tiny()[0].apply)
+
+
 # Counted by hand from the published code and configuration files: stem, branches, fusion,
 # post-fusion, head.
 @pytest.mark.parametrize(
@@ -64,11 +69,37 @@ def test_every_pixel_has_logits_in_float32():
     assert all(z.dtype == jnp.bfloat16 for z in sol.z)
 
 
+def bilinear(maps, height, width):
+    """Between the centres of pixels; beyond the outermost ones their values."""
+    for axis, size in ((1, height), (2, width)):
+        old = maps.shape[axis]
+        centres = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+        weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)))
+        maps = np.moveaxis(np.moveaxis(maps, axis, -1) @ weights.T, -1, axis)
+    return maps
+
+
+def test_logits_are_those_of_the_equilibrium_by_the_formula():
+    """By the running statistics, which are here not those of the beginning."""
+    _, variables = tiny()
+    stats = variables["batch_stats"] | {
+        "BatchNorm_0": {"mean": np.linspace(-1, 1, 8), "var": np.linspace(0.5, 2, 8)}
+    }
+    logits, sol = compiled()({**variables, "batch_stats": stats}, IMAGES)
+    params, stats = jax.device_get((variables["params"], stats["BatchNorm_0"]))
+    fine, coarse = map(np.asarray, sol.z)
+    h = np.concatenate([fine, bilinear(coarse, 4, 8)], axis=-1)
+    h = h @ params["head_conv"]["kernel"][0, 0] + params["head_conv"]["bias"]
+    h = (h - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    h = np.maximum(h * params["BatchNorm_0"]["scale"] + params["BatchNorm_0"]["bias"], 0)
+    h = h @ params["classify"]["kernel"][0, 0] + params["classify"]["bias"]
+    np.testing.assert_allclose(logits, bilinear(h, 8, 16), rtol=1e-4, atol=1e-4)
+
+
 def test_images_do_not_affect_one_another():
-    model, variables = tiny()
-    apply = jax.jit(model.apply)
-    both, _ = apply(variables, IMAGES)
-    other, _ = apply(variables, IMAGES.at[1].multiply(-3.0))
+    _, variables = tiny()
+    both, _ = compiled()(variables, IMAGES)
+    other, _ = compiled()(variables, IMAGES.at[1].multiply(-3.0))
     np.testing.assert_allclose(both[0], other[0], atol=1e-5)
     assert not np.allclose(both[1], other[1], atol=1e-2)
     assert np.ptp(np.asarray(both[0]), axis=(0, 1)).min() > 1e-3  # pixels differ

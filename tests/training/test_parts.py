@@ -96,8 +96,9 @@ def test_warmup_cosine():
     np.testing.assert_allclose(values, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
     with pytest.raises(ValueError, match=r"warmup_steps must be in 0\.\..*= 9; got 10"):
         warmup_cosine(peak=1.0, warmup_steps=10, total_steps=10)
-    with pytest.raises(ValueError, match="peak must be > 0; got 0"):
-        warmup_cosine(peak=0, warmup_steps=0, total_steps=10)
+    for peak in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"peak must be > 0 and finite; got {peak}"):
+            warmup_cosine(peak=peak, warmup_steps=0, total_steps=10)
 
 
 def test_warmup_constant():
@@ -106,7 +107,7 @@ def test_warmup_constant():
     assert warmup_constant(peak=2.0, warmup_steps=0)(0) == 2.0
     with pytest.raises(ValueError, match="warmup_steps must be >= 0; got -1"):
         warmup_constant(peak=1.0, warmup_steps=-1)
-    with pytest.raises(ValueError, match="warmup_constant: peak must be > 0; got 0"):
+    with pytest.raises(ValueError, match="warmup_constant: peak must be > 0 and finite; got 0"):
         warmup_constant(peak=0, warmup_steps=0)
 
 
@@ -117,8 +118,13 @@ def test_weight_decay_is_for_kernels():
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], 0.0)
-    for options in ({"weight_decay": -1.0}, {"clip_norm": 0.0}):
-        with pytest.raises(ValueError, match="must be"):
+    for options in (
+        {"weight_decay": -1.0},
+        {"weight_decay": math.nan},
+        {"weight_decay": math.inf},
+        {"clip_norm": 0.0},
+    ):
+        with pytest.raises(ValueError, match=f"jdeq.training.adamw: {next(iter(options))} must be"):
             adamw(lambda step: 0.1, **options)
 
 
@@ -126,9 +132,15 @@ def test_warmup_steps_decay():
     schedule = warmup_steps_decay(peak=2.0, warmup_steps=2, every=10, factor=0.1)
     found = [float(schedule(step)) for step in (0, 1, 2, 9, 10, 19, 20)]
     np.testing.assert_allclose(found, [0.0, 1.0, 2.0, 2.0, 0.2, 0.2, 0.02], rtol=1e-6)
-    for options in ({"every": 0, "factor": 0.1}, {"every": 5, "factor": 1.0}):
-        with pytest.raises(ValueError, match="every must be >= 1 and factor lie in"):
-            warmup_steps_decay(peak=1.0, warmup_steps=0, **options)
+    for bad, message in (
+        ({"every": 0}, "every must be >= 1; got 0"),
+        ({"factor": 1.0}, r"factor must lie in \(0, 1\); got 1.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be >= 0; got -1"),
+        ({"peak": math.inf}, "peak must be > 0 and finite; got inf"),
+    ):
+        options = {"peak": 1.0, "warmup_steps": 0, "every": 5, "factor": 0.1} | bad
+        with pytest.raises(ValueError, match=f"jdeq.training.warmup_steps_decay: {message}"):
+            warmup_steps_decay(**options)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -162,6 +174,15 @@ def test_confusion_and_intersection_over_union():
         confusion_matrix(labels, predicted, 2)
     with pytest.raises(ValueError, match=r"predicted must lie in 0\.\.1; got 5"):
         confusion_matrix(np.array([1]), np.array([5]), 2)
+    ones, floats = np.ones(2, np.int32), np.ones(2)
+    for arguments, message in (
+        ((ones, ones[:1], 2), r"predicted must have the shape of labels, \(2,\); got \(1,\)"),
+        ((floats, ones, 2), "labels must be integers; got float64"),
+        ((ones, floats, 2), "predicted must be integers; got float64"),
+        ((ones, ones, 0), "classes must be >= 1; got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"jdeq.training.confusion_matrix: {message}"):
+            confusion_matrix(*arguments)
 
 
 def test_first_signal_asks_second_interrupts():
