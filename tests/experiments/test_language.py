@@ -120,6 +120,7 @@ def with_memory(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("memory_run")
 def test_a_model_with_a_memory_is_tested_on_long_windows(with_memory, capsys):
     def bits(*options):
@@ -137,6 +138,7 @@ def test_a_model_with_a_memory_is_tested_on_long_windows(with_memory, capsys):
     assert "data.test_length must be a multiple of data.length (4)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("memory_run")
 def test_sampling_prints_the_prompt_and_a_text_of_the_seed(with_memory, capsys):
     def text(*options):
@@ -150,6 +152,7 @@ def test_sampling_prints_the_prompt_and_a_text_of_the_seed(with_memory, capsys):
     assert text(*greedy) == text(*greedy, "--no-cached") == text(*greedy, "--seed", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("memory_run")
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -165,6 +168,7 @@ def test_samples_that_cannot_be_are_refused(with_memory, options, message, capsy
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("memory_run")
 def test_the_leak_is_shown_beside_the_causal_solve(with_memory, capsys):
     argv = ["--workdir", str(with_memory), "--budgets", "3", "--rtols", "--windows", "2"]
