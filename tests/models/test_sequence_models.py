@@ -251,7 +251,7 @@ def test_solves_counted_by_sequence_are_counted_by_segment():
     assert step(variables_of("decoder"), Dataset(inputs, inputs)).nfe.shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["post-norm", "explicit"])
+@pytest.mark.parametrize("name", [pytest.param("post-norm", marks=pytest.mark.slow), "explicit"])
 def test_losses_by_labels_train_and_evaluate_as_logits_do(name):
     model, variables = MODELS[name], variables_of(name)
     batch = Dataset(TOKENS, jnp.roll(TOKENS, -1, axis=1).at[0, -1].set(-1))
