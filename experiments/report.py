@@ -19,6 +19,7 @@ from experiments.build import Run, eval_step
 from experiments.data import Task
 from jdeq import plots
 from jdeq.training import (
+    Evaluation,
     TensorBoard,
     TrainState,
     confusion_matrix,
@@ -26,7 +27,6 @@ from jdeq.training import (
     evaluate_samples,
     read_metrics,
 )
-from jdeq.training.step import Evaluation
 
 TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations

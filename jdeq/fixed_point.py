@@ -160,8 +160,11 @@ class _Traced:
     @classmethod
     def trace(cls, f: Any, params: PyTree, z0: PyTree, x: PyTree) -> tuple["_Traced", list]:
         """f traced, and the arrays it captured."""
+
         # A new function each time: JAX would answer from its cache, with arrays captured earlier.
-        fresh = lambda params, z, x: f(params, z, x)  # noqa: E731
+        def fresh(params: PyTree, z: PyTree, x: PyTree) -> PyTree:
+            return f(params, z, x)
+
         closed, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
         _check_output(z0, out)
         jaxpr: Any = closed.jaxpr

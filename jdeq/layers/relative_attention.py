@@ -133,7 +133,7 @@ class RelativeAttention(nn.Module):
         split = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
         return jnp.moveaxis(split, 2, 0)
 
-    def _dense(self, features: int, name: str, use_bias: bool = False) -> WeightNormDense:
+    def _dense(self, features: int, name: str, *, use_bias: bool = False) -> WeightNormDense:
         return WeightNormDense(
             features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name
         )

@@ -64,15 +64,8 @@ from jdeq.models.resnet import (
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
 from jdeq.models.transformer_xl import TransformerXL
-from jdeq.models.trellis import (
-    TRELLIS_PTB,
-    TRELLIS_WIKITEXT103,
-    DEQTrellisNet,
-    TrellisCell,
-    TrellisConfig,
-    TrellisInjection,
-    trellis_net,
-)
+from jdeq.models.trellis import DEQTrellisNet, TrellisCell, TrellisInjection, trellis_net
+from jdeq.models.trellis_config import TRELLIS_PTB, TRELLIS_WIKITEXT103, TrellisConfig
 
 __all__ = [
     "DECODER_DEQ_BYTES",

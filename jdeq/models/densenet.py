@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdeq.models.image_parts import batch_norm, check_rank, explicit_solution, stem_pool
+from jdeq.models.explicit import explicit_solution
+from jdeq.models.image_parts import batch_norm, check_rank, stem_pool
 from jdeq.types import Solution, require_integer
 
 _Conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array
-
-from jdeq.types import Solution, SolverStats, Status
 
 
 def batch_norm(
@@ -36,12 +33,3 @@ def stem_pool(x: Array) -> Array:
     """The largest of 3x3 positions, stride 2, as the stems for large images end."""
     padding: Any = ((1, 1), (1, 1))  # as flax takes it; its annotation has names only
     return nn.max_pool(x, (3, 3), (2, 2), padding)
-
-
-def explicit_solution(z: Array) -> Solution:
-    """The output of layers that were evaluated, not solved, in the form of a solve: one evaluation,
-    residual 0, CONVERGED for each row.
-    """
-    each = jnp.ones(len(z), jnp.int32)
-    residual = jnp.zeros(len(z), jnp.promote_types(z.dtype, jnp.float32))
-    return Solution(z, SolverStats(each, residual, each * Status.CONVERGED), None)

@@ -99,6 +99,7 @@ def attention_cache(
     like: Float[Array, "batch length any"],
     heads: int,
     width: int,
+    *,
     layers: int = 1,
 ) -> Kept:
     """Room for the keys and values of attention layers, "keys0", "values0" and so on.

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jdeq.models.image_parts import explicit_solution
+from jdeq.models.explicit import explicit_solution
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.types import Solution, require_integer
 

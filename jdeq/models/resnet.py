@@ -24,7 +24,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdeq.models.image_parts import batch_norm, check_rank, explicit_solution, stem_pool
+from jdeq.models.explicit import explicit_solution
+from jdeq.models.image_parts import batch_norm, check_rank, stem_pool
 from jdeq.types import Solution, require_integer
 
 _init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.layers import Past
 from jdeq.models.deq_transformer import TransformerBlock, embed, predict
 from jdeq.models.deq_transformer_config import TransformerXLConfig
+from jdeq.models.explicit import explicit_solution
 from jdeq.models.kept import Kept, attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
-from jdeq.types import Solution, SolverStats, Status
+from jdeq.types import Solution
 
 
 class TransformerXL(nn.Module):
@@ -62,7 +62,7 @@ class TransformerXL(nn.Module):
         tokens, known = known_tokens("jdeq.models.TransformerXL", tokens, config.vocab_size)
         embedding, z = embed(config, self.dtype, tokens)
         layers = range(config.layers)
-        cache = attention_cache(self, z, config.heads, config.width, config.layers)
+        cache = attention_cache(self, z, config.heads, config.width, layers=config.layers)
         generating = cache.filled is not None
         inputs = {f"input{i}": z for i in layers}
         memory = Kept(self, "memory", inputs, length=0 if generating else config.memory)
@@ -78,10 +78,6 @@ class TransformerXL(nn.Module):
             z = block(z, past=past)
         memory.write(inputs)
         cache.write(new)
-        stats = SolverStats(
-            nfe=jnp.full(tokens.shape, config.layers, jnp.int32),
-            residual=jnp.zeros(tokens.shape, jnp.promote_types(z.dtype, jnp.float32)),
-            status=jnp.full(tokens.shape, Status.CONVERGED, jnp.int32),
-        )
         outputs = predict(config, embedding, z, labels)
-        return mark_unknown(outputs, known), Solution(z, stats, None)
+        solution = explicit_solution(z, ndim=2, nfe=config.layers)
+        return mark_unknown(outputs, known), solution

@@ -63,7 +63,10 @@ def test_the_cell_is_its_formula(pre_norm):
     """With the attention of its own tests; everything else in float64 here."""
     config = dataclasses.replace(TINY, pre_norm=pre_norm)
     cell = DEQTransformerCell(config)
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)  # noqa: E731
+
+    def draw(i, *shape):
+        return jax.random.normal(jax.random.key(i), shape)
+
     z, u, before_z, before_u = (
         draw(i, 2, *shape) for i, shape in enumerate(((5, 8), (5, 24), (3, 8), (3, 24)))
     )
