@@ -49,7 +49,7 @@ CONFIG = ExperimentConfig(
         test_every=100,
         spectrum_every=250,
         spectrum_examples=4,
-        budgets=(2, 4, 8),
+        budgets=(2, 4, 6, 8),
         rtols=(1e-2,),
     ),
 )
