@@ -21,7 +21,7 @@ from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
 from jdeq.program import same_program
 from jdeq.solvers import Anderson
-from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status
+from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status, require_integer
 
 
 def fixed_point(
@@ -38,6 +38,7 @@ def fixed_point(
     batch_ndim: int = 1,
     causal: bool = False,
     trace: bool = False,
+    test_every: int = 1,
     probe: Float[Array, "*batch 2"] | None = None,
 ) -> Solution:
     """Solve ``z = f(params, z, x)`` for each sample of a batch, and make the solution
@@ -65,6 +66,10 @@ def fixed_point(
         on positions up to it only (provided f is causal): mixing, stop and freezing are per
         position, statistics have one entry per position.
       trace: also return the residual of each step.
+      test_every: steps between tests whether all samples are done, >= 1. That test is what devices
+        that share a batch have to agree on: where that takes long, test less often; at
+        ``max_steps`` or more there is no test, and a solve takes all its steps. A sample that is
+        done stays as it is either way: the results are the same, the steps after are for nothing.
       probe: ``jdeq.backward_probe()``; its gradient is the report of the backward solve.
 
     Returns:
@@ -87,7 +92,13 @@ def fixed_point(
       >>> [jdeq.Status(status).name for status in sol.stats.status.tolist()]
       ['CONVERGED', 'CONVERGED']
     """
-    _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, probe)
+    _check_options(solver, gradient, rtol, atol, causal, probe)
+    for option, value, least in (
+        ("max_steps", max_steps, 1),
+        ("batch_ndim", batch_ndim, 0),
+        ("test_every", test_every, 1),
+    ):
+        require_integer("jdeq.fixed_point", option, value, least)
     params, z0, x = jax.tree.map(jnp.asarray, (params, z0, x))
     _check_state(z0, batch_ndim + causal)
     _check_probe(probe, tree.batch_shape(z0, batch_ndim))
@@ -101,7 +112,7 @@ def fixed_point(
             "state's dtype; the solve stops when it stagnates",
             stacklevel=2,
         )
-    problem = Problem(traced, solver, rtol, atol, max_steps, batch_ndim, causal, trace)
+    problem = Problem(traced, solver, rtol, atol, max_steps, batch_ndim, causal, trace, test_every)
     return _run(problem, gradient, (params, captured), z0, x, probe)
 
 
@@ -195,7 +206,7 @@ class _Traced:
         )
 
 
-def _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, probe) -> None:
+def _check_options(solver, gradient, rtol, atol, causal, probe) -> None:
     name = "jdeq.fixed_point"
     if not isinstance(solver, Solver):
         raise TypeError(f"{name}: solver must be a solver such as jdeq.Anderson(); got {solver!r}")
@@ -204,9 +215,6 @@ def _check_options(solver, gradient, rtol, atol, max_steps, batch_ndim, causal, 
     for option, value in (("rtol", rtol), ("atol", atol)):
         if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
             raise ValueError(f"{name}: {option} must be a finite number >= 0; got {value}")
-    for option, value, least in (("max_steps", max_steps, 1), ("batch_ndim", batch_ndim, 0)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: {option} must be an integer >= {least}; got {value}")
     for part in (solver, gradient):
         try:
             hash(part)

@@ -14,6 +14,7 @@ from jdeq.types import Map, Problem, Solution, Solver, SolverStats, Status
 
 _RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
+_SURE = 2.0**50  # a factor whose square is far inside the range of floats
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
@@ -31,6 +32,7 @@ class _Progress(NamedTuple):
     residual: Float[Array, " *batch"]  # its relative residual
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or _RUNNING
+    scale: Float[Array, " *batch"]  # a power of 2 that takes the latest norms to about 1
     stale: Int[Array, " *batch"] | None  # steps since the residual last improved
     trace: Float[Array, " max_steps *batch"] | None
 
@@ -46,6 +48,7 @@ def iterate(
     ndim: int,
     causal: bool = False,
     trace: bool = False,
+    test_every: int = 1,
     freeze: bool = False,
     last: bool = False,
     unroll: bool = False,
@@ -63,6 +66,8 @@ def iterate(
       causal: the last sample axis is a sequence: a position is done when it and all before it are,
         and is then held fixed; the last iterate is returned, whose positions were evaluated
         together. f never sees a position that is not finite.
+      test_every: steps between tests whether all samples are done, the one thing that samples share
+        (and devices have to agree on); as large as ``max_steps``: no test.
       freeze: hold the whole solver state of a sample that is done (else only what is returned); of
         one that turned non-finite, the last finite state.
       last: return the last finite iterate, after ``max_steps`` updates, instead of the best one
@@ -78,10 +83,12 @@ def iterate(
         sound = tree.finite(z0, ndim)
         z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
     state = solver.init(f, z0, ndim=ndim)
-    residual, size = _measure(state, ndim)
-    reference = jnp.maximum(residual + size, 1.0)
+    scale = None
+    for _ in range(2):
+        absolute, size, scale = _measure(state, ndim, scale)
+    reference = jnp.maximum(absolute + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
-    zeros = jnp.zeros_like(residual, jnp.int32)
+    zeros = jnp.zeros_like(size, jnp.int32)
     status = jnp.full_like(zeros, _RUNNING)
     if sound is not None:
         status = jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32)
@@ -89,24 +96,27 @@ def iterate(
         step=jnp.int32(0),
         state=state,
         z=state.z,
-        residual=jnp.full_like(residual, jnp.inf),
+        residual=jnp.full_like(size, jnp.inf),
         nfe=zeros,
         status=status,
+        scale=scale,
         stale=zeros if stagnates else None,
-        trace=_empty_trace(residual, max_steps) if trace else None,
+        trace=_empty_trace(size, max_steps) if trace else None,
     )
     # A loop's carry must keep its mark under shard_map, and counters start without it.
-    progress = tree.vary(progress, tree.varying_axes(residual))
+    progress = tree.vary(progress, tree.varying_axes(size))
     closing = unroll or last or max_steps == 1
     newest = unroll or last or causal
 
     def observe(p: _Progress, state: Any) -> _Progress:
         """Judge the newest evaluation and keep what is to be returned."""
         running = p.status == _RUNNING
-        absolute, size = _measure(state, ndim)
+        absolute, size, scale = _measure(state, ndim, p.scale)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-        relative = jnp.where(finite, tree.ratio(absolute, size), jnp.inf)
-        passed = finite & (absolute <= atol + rtol * size)
+        # What shrank so much in one step that its squares may be 0 is measured right in the next.
+        sure = (scale <= _SURE * p.scale) | (p.scale == _largest_scale(scale.dtype))
+        relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
+        passed = finite & sure & (absolute <= atol + rtol * size)
         keep = running & finite if newest else running & (passed | (relative < p.residual))
         if causal:
             settled = (passed & running) | (p.status >= 0)
@@ -134,6 +144,7 @@ def iterate(
             residual=jnp.where(keep, relative, p.residual),
             nfe=p.nfe + jnp.where(running, solver.cost(state), 0).astype(jnp.int32),
             status=jnp.where(running, status, p.status).astype(jnp.int32),
+            scale=scale,
             stale=stale,
             trace=record,
         )
@@ -164,16 +175,24 @@ def iterate(
     def unfinished(p: _Progress) -> Array:
         return jnp.any(p.status == _RUNNING)
 
+    def several(p: _Progress) -> _Progress:
+        end = jnp.minimum(p.step + test_every, max_steps)
+        return lax.while_loop(lambda p: p.step < end, advance, p)
+
     progress = observe(progress, progress.state)
+    tested = test_every < max_steps
     if unroll:
         body = jax.checkpoint(advance) if checkpoint else advance
 
         def scanned(p, _):
-            return lax.cond(unfinished(p), body, lambda p: p, p), None
+            return lax.cond(unfinished(p), body, lambda p: p, p) if tested else body(p), None
 
         progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
+    elif tested:
+        body = advance if test_every == 1 else several
+        progress = lax.while_loop(lambda p: (p.step < max_steps) & unfinished(p), body, progress)
     else:
-        progress = lax.while_loop(lambda p: (p.step < max_steps) & unfinished(p), advance, progress)
+        progress = several(progress)
     if closing:
         progress = advance(progress)
     status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
@@ -206,6 +225,7 @@ def solve(
         ndim=problem.batch_ndim + problem.causal,
         causal=problem.causal,
         trace=problem.trace,
+        test_every=problem.test_every,
         freeze=freeze,
         last=last,
         unroll=unroll,
@@ -213,25 +233,37 @@ def solve(
     )
 
 
-def _measure(state: Any, ndim: int) -> tuple[Array, Array]:
-    """Norms of the residual and of f(z), per sample, without gradient: they only decide."""
+def _measure(
+    state: Any, ndim: int, scale: Float[Array, " *batch"] | None
+) -> tuple[Array, Array, Array]:
+    """Norms of the residual and of f(z), per sample, and the power of 2 that would take the larger
+    one to about 1; without gradient: they only decide.
+
+    Squares of tiny and of huge entries leave the range of floats: the norms are those of entries
+    times ``scale`` (None: 1), divided by it.
+    """
     z, fz = lax.stop_gradient((state.z, state.fz))
     residual = tree.subtract(fz, z)
-    absolute, size = tree.norm(residual, ndim), tree.norm(fz, ndim)
-    lift = 1.0 / float(jnp.finfo(absolute.dtype).tiny) ** 0.5
+    absolute, size = (
+        tree.norm(a if scale is None else tree.scale(scale, _wide(a, scale.dtype)), ndim)
+        for a in (residual, fz)
+    )
+    largest = jnp.maximum(absolute, size)
+    scale = jnp.ones_like(largest) if scale is None else scale
+    most = _largest_scale(largest.dtype)
+    # Of a norm that is 0 or infinite only the direction is known.
+    change = jnp.ldexp(jnp.ones_like(largest), -jnp.frexp(largest)[1])
+    change = jnp.where(largest == 0, most, jnp.where(jnp.isfinite(largest), change, 1 / most))
+    return absolute / scale, size / scale, jnp.clip(scale * change, 1 / most, most)
 
-    def careful() -> tuple[Array, Array]:
-        """Squares of tiny and of huge entries leave the range: measure those samples rescaled."""
 
-        def rescaled(a: PyTree, length: Array) -> Array:
-            factor = jnp.where(length < 1e3 / lift, lift, jnp.where(length < lift, 1.0, 1.0 / lift))
-            a = jax.tree.map(lambda leaf: leaf.astype(length.dtype), a)
-            return tree.norm(tree.scale(factor, a), ndim) / factor
+def _largest_scale(dtype: jnp.dtype) -> float:
+    """Entries whose squares are 0 do not overflow after it."""
+    return 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
 
-        return rescaled(residual, absolute), rescaled(fz, size)
 
-    extreme = (jnp.minimum(absolute, size) < 1e3 / lift) | ~(jnp.maximum(absolute, size) < lift)
-    return lax.cond(jnp.any(extreme), careful, lambda: (absolute, size))
+def _wide(a: PyTree, dtype: jnp.dtype) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), a)
 
 
 def _empty_trace(residual: Array, max_steps: int) -> Array:

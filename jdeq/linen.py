@@ -30,8 +30,8 @@ class DEQ(nn.Module):
       cell: the map. Its parameters live under this module as ``cell``; those of a cell built inside
         a compact method of another module live beside this one, as Linen does with any submodule
         handed over (``cell=Cell(parent=None)`` puts them under ``cell`` there too).
-      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace: as in
-        :func:`jdeq.fixed_point`.
+      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every: as
+        in :func:`jdeq.fixed_point`.
       num_probes: probes of the Jacobian penalty, >= 1.
     Raises:
       ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say).
@@ -47,6 +47,7 @@ class DEQ(nn.Module):
     batch_ndim: int = 1
     causal: bool = False
     trace: bool = False
+    test_every: int = 1
     num_probes: int = 1
 
     @nn.compact
@@ -78,6 +79,7 @@ class DEQ(nn.Module):
             batch_ndim=self.batch_ndim,
             causal=self.causal,
             trace=self.trace,
+            test_every=self.test_every,
             probe=probe,
         )
         if self.is_mutable_collection(COLLECTION) and not self.is_initializing():

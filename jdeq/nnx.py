@@ -27,8 +27,8 @@ class DEQ(nnx.Module):
 
     Args:
       cell: the map.
-      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace: as in
-        :func:`jdeq.fixed_point`.
+      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every: as
+        in :func:`jdeq.fixed_point`.
     Raises:
       ValueError: when called, if the cell writes variables other than its random streams (BatchNorm
         in training mode, say).
@@ -47,6 +47,7 @@ class DEQ(nnx.Module):
         batch_ndim: int = 1,
         causal: bool = False,
         trace: bool = False,
+        test_every: int = 1,
     ):
         self.cell = cell
         self.solver = solver
@@ -57,6 +58,7 @@ class DEQ(nnx.Module):
         self.batch_ndim = batch_ndim
         self.causal = causal
         self.trace = trace
+        self.test_every = test_every
 
     def __call__(
         self,
@@ -111,6 +113,7 @@ class DEQ(nnx.Module):
             batch_ndim=self.batch_ndim,
             causal=self.causal,
             trace=self.trace,
+            test_every=self.test_every,
             probe=probe,
         )
 

@@ -114,6 +114,7 @@ class Problem:
     batch_ndim: int
     causal: bool
     trace: bool
+    test_every: int
 
 
 class GradientRule(abc.ABC):

@@ -71,6 +71,7 @@ class Implicit(TangentRule):
                 rtol=problem.rtol if self.rtol is None else self.rtol,
                 max_steps=self.max_steps or problem.max_steps,
                 ndim=problem.batch_ndim,
+                test_every=problem.test_every,
             )
 
         b, operator = at.linearize(tangents)
@@ -83,7 +84,14 @@ class Implicit(TangentRule):
 
 
 def affine_solve(
-    operator: Map, b: PyTree, solver: Solver, *, rtol: float, max_steps: int, ndim: int
+    operator: Map,
+    b: PyTree,
+    solver: Solver,
+    *,
+    rtol: float,
+    max_steps: int,
+    ndim: int,
+    test_every: int,
 ) -> tuple[PyTree, SolverStats]:
     """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b."""
     # In two steps: the squares of large and of small entries leave the range of floats.
@@ -101,6 +109,7 @@ def affine_solve(
         atol=0.0,
         max_steps=max_steps,
         ndim=ndim,
+        test_every=test_every,
     )
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
