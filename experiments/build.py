@@ -180,6 +180,7 @@ def _build(config: ExperimentConfig) -> Run:
             gradient=config.gradient.build(),
             rtol=config.solver.rtol,
             max_steps=config.solver.max_steps,
+            test_every=config.solver.test_every,
         )
         pretrain_model = model.clone(
             solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=config.pretrain.evaluations

@@ -62,10 +62,12 @@ class SolverConfig:
     """reversible: the share of f in each half-step."""
     rtol: float = 1e-3
     max_steps: int = 8
+    test_every: int = 1
+    """Steps between tests whether all samples are done; at ``max_steps``: none, a fixed budget."""
 
     def build(self) -> Any:
         """The solver."""
-        return _build("solver", _SOLVERS, self, shared=("rtol", "max_steps"))
+        return _build("solver", _SOLVERS, self, shared=("rtol", "max_steps", "test_every"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

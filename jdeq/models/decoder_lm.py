@@ -17,12 +17,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jdeq.gradients import Implicit
 from jdeq.layers import Past, causal_attention
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.kept import attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
-from jdeq.solvers import Anderson
 from jdeq.types import Solution, require_integer
 
 _kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
@@ -135,24 +133,20 @@ class DecoderCell(nn.Module):
         return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
 
 
-class DecoderDEQLM(nn.Module):
+class DecoderDEQLM(EquilibriumModel):
     """Token embedding, one implicit `DecoderCell`, an untied linear head.
 
     `jdeq.models.generate` keeps keys and values in the collection "cache".
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a window as one sample.
       dtype: of the computation and the state; None: that of the parameters.
     """
 
     config: DecoderDEQConfig
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
     max_steps: int = 24
     causal: bool = True
     dtype: Any = None
@@ -184,16 +178,9 @@ class DecoderDEQLM(nn.Module):
         if cache.filled is not None:
             past = Past(rotate(cache.past["keys0"]), cache.past["values0"], cache.filled)
         cell = DecoderCell(config.heads, config.hidden, self.dtype, name="cell")
-        solution = DEQ(
-            cell=cell,
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            causal=self.causal,
-            name="block",
-        )(DecoderInjection(x, past), probe=probe)
+        solution = equilibrium_layer(self, cell, name="block", causal=self.causal)(
+            DecoderInjection(x, past), probe=probe
+        )
         if past is not None:
             keys, values = cell.keys_values(solution.z, x)
             cache.write({"keys0": keys, "values0": values})

@@ -24,7 +24,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jdeq.gradients import Implicit
 from jdeq.layers import (
     AdaptiveEmbedding,
     Past,
@@ -32,11 +31,10 @@ from jdeq.layers import (
     VariationalDropout,
     WeightNormDense,
 )
-from jdeq.linen import DEQ
 from jdeq.models.deq_transformer_config import DEQTransformerConfig
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.kept import Kept, attention_cache
 from jdeq.models.tokens import known_tokens, mark_unknown
-from jdeq.solvers import Anderson
 from jdeq.types import Solution
 
 _effective = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")  # 0.022 at width 700
@@ -134,7 +132,7 @@ class DEQTransformerCell(nn.Module):
         return TransformerBlock(self.config, self.dtype, name="block")
 
 
-class DEQTransformerLM(nn.Module):
+class DEQTransformerLM(EquilibriumModel):
     """Adaptive embedding, one implicit Transformer-XL block, the adaptive softmax tied to it.
 
     The memory lives in the collection "memory" and takes part where that is mutable, as in a
@@ -144,17 +142,13 @@ class DEQTransformerLM(nn.Module):
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a segment as one sample.
       dtype: of the computation and the state; None: that of the parameters.
     """
 
     config: DEQTransformerConfig
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
     max_steps: int = 30
     causal: bool = True
     dtype: Any = None
@@ -205,16 +199,9 @@ class DEQTransformerLM(nn.Module):
             past = Past(cache.past["keys0"], cache.past["values0"], cache.filled)
         else:
             past = Past(*cell.keys_values(memory.past["z"], memory.past["u"]), memory.filled)
-        solution = DEQ(
-            cell=cell,
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            causal=self.causal,
-            name="deq",
-        )(Injection(u, past), probe=probe)
+        solution = equilibrium_layer(self, cell, name="deq", causal=self.causal)(
+            Injection(u, past), probe=probe
+        )
         memory.write({"z": solution.z, "u": u})
         if generating:
             keys, values = cell.keys_values(solution.z, u)

@@ -22,11 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdeq.gradients import Implicit
 from jdeq.layers import VariationalDropout
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.image_parts import check_rank
-from jdeq.solvers import Anderson
 from jdeq.types import Solution, require_integer
 
 _kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "normal")
@@ -108,21 +106,17 @@ class DEQViTCell(nn.Module):
         return norm("norm3")(h + drop(dense(width, "down")(hidden)))
 
 
-class DEQViT(nn.Module):
+class DEQViT(EquilibriumModel):
     """Patch embedding with learned positions, one implicit `DEQViTCell`, mean pool, linear.
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       dtype: of the computation and the state; None: that of the parameters and images. Parameters
         and logits are float32.
     """
 
     config: DEQViTConfig
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
     max_steps: int = 24
     dtype: Any = None
 
@@ -154,14 +148,8 @@ class DEQViT(nn.Module):
         x = nn.Conv(config.width, size, strides=size, dtype=self.dtype, name="embed")(images)
         x = x.reshape(len(images), -1, config.width)
         position = self.param("position", nn.initializers.normal(1.0), x.shape[1:], jnp.float32)
-        solution = DEQ(
-            cell=DEQViTCell(config, self.dtype, parent=None),
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            name="deq",
-        )(x + position.astype(x.dtype), probe=probe)
+        solution = equilibrium_layer(self, DEQViTCell(config, self.dtype, parent=None), name="deq")(
+            x + position.astype(x.dtype), probe=probe
+        )
         z = solution.z.astype(jnp.promote_types(solution.z.dtype, jnp.float32))
         return nn.Dense(config.num_classes, name="classify")(z.mean(axis=1)), solution

@@ -22,12 +22,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdeq.gradients import Implicit
 from jdeq.layers import VariationalDropout, WeightNormConv, loop_conv
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.image_parts import batch_norm, check_rank
 from jdeq.models.mdeq_config import MDEQBody, MDEQConfig
-from jdeq.solvers import Anderson
 from jdeq.types import Solution
 
 State = tuple[Float[Array, "batch height width channels"], ...]
@@ -214,7 +212,7 @@ class _Bottleneck(nn.Module):
         return nn.relu(y + x)
 
 
-class MDEQ(nn.Module):
+class MDEQ(EquilibriumModel):
     """Multiscale DEQ classifier: ``logits = head(z*)``, ``z* = cell(z*, stem(images))``.
 
     BatchNorm is in the stem and the head only: training needs ``mutable=['batch_stats']``.
@@ -223,17 +221,12 @@ class MDEQ(nn.Module):
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       dtype: of the computation and the state (jnp.bfloat16, say); None: that of the parameters
         and images. Parameters and logits are float32.
     """
 
     config: MDEQConfig
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
-    max_steps: int = 40
     dtype: Any = None
 
     @nn.compact
@@ -267,15 +260,9 @@ def equilibrium(model: Any, images: Array, train: bool, probe: Any) -> Solution:
     halvings = config.downsamples + len(config.channels) - 1
     _check_sides(f"jdeq.models.{type(model).__name__}", "images", images.shape, halvings)
     x = _Stem(config, model.dtype, name="stem")(images, train)
-    return DEQ(
-        cell=MDEQCell(config, model.dtype, parent=None),
-        solver=model.solver,
-        gradient=model.gradient,
-        rtol=model.rtol,
-        atol=model.atol,
-        max_steps=model.max_steps,
-        name="deq",
-    )(x, probe=probe)
+    return equilibrium_layer(model, MDEQCell(config, model.dtype, parent=None), name="deq")(
+        x, probe=probe
+    )
 
 
 def _check_sides(who: str, name: str, shape: tuple[int, ...], halvings: int) -> None:

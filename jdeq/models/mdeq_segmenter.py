@@ -18,32 +18,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jdeq.gradients import Implicit
+from jdeq.models.equilibrium_model import EquilibriumModel
 from jdeq.models.image_parts import batch_norm
 from jdeq.models.mdeq import equilibrium
 from jdeq.models.mdeq_config import MDEQSegmenterConfig
-from jdeq.solvers import Anderson
 from jdeq.types import Solution
 
 
-class MDEQSegmenter(nn.Module):
+class MDEQSegmenter(EquilibriumModel):
     """``logits = head(z*)`` for every pixel, ``z* = cell(z*, stem(images))`` as in `MDEQ`.
 
     BatchNorm is in the stem and the head only: training needs ``mutable=['batch_stats']``.
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       dtype: of the computation and the state; None: that of the parameters and images. Parameters
         and logits are float32.
     """
 
     config: MDEQSegmenterConfig
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
-    max_steps: int = 40
     dtype: Any = None
 
     @nn.compact

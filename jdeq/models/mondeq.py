@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jdeq import tree
-from jdeq.gradients import Implicit
 from jdeq.layers.monotone import (
     ForwardBackward,
     PeacemanRachford,
@@ -31,9 +30,8 @@ from jdeq.layers.monotone import (
     tiered_product,
     transfer,
 )
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.image_parts import check_rank
-from jdeq.solvers import Anderson
 from jdeq.types import Solution, Status, require_integer
 
 _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -107,23 +105,18 @@ class _Splitting(nn.Module):
         return jax.tree.map(jnp.zeros_like, x["bias"])
 
 
-class MonDEQ(nn.Module):
+class MonDEQ(EquilibriumModel):
     """``logits = linear(pool(z*))``.
 
     Args:
       config: the architecture.
       splitting: the map whose fixed point is z*; None: PeacemanRachford, or ForwardBackward with a
         step of 1/4 for several tiers.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
     """
 
     config: MonDEQConfig
     splitting: ForwardBackward | PeacemanRachford | None = None
-    solver: Any = Anderson()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
-    max_steps: int = 40
 
     def setup(self):
         channels, several = self.config.channels, len(self.config.channels) > 1
@@ -150,13 +143,8 @@ class MonDEQ(nn.Module):
             }
             for part in ("a", "b")
         }
-        self.deq = DEQ(
-            cell=_Splitting(splitting, _product(self.config), parent=None),
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
+        self.deq = equilibrium_layer(
+            self, _Splitting(splitting, _product(self.config), parent=None)
         )
         self.classify = nn.Dense(self.config.num_classes)
 

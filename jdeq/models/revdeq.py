@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jdeq.gradients import ReversibleGradient
 from jdeq.layers import loop_conv
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.image_parts import batch_norm, check_rank
 from jdeq.solvers import Reversible
 from jdeq.types import Solution, SolverStats
@@ -118,7 +118,7 @@ class _Join(nn.Module):
         return short + _Conv(self.features, dtype=self.dtype)(nn.relu(norm()(h)))
 
 
-class RevDEQ(nn.Module):
+class RevDEQ(EquilibriumModel):
     """Implicit ResNet: conv-BN-ReLU stem, stages ``x <- x + z*(x)``, pool, linear.
 
     The cells are ordinary ones: any solver and rule of jdeq may take the place of the reversible
@@ -126,7 +126,8 @@ class RevDEQ(nn.Module):
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``, for every stage.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``, for every
+        stage.
       dtype: of the computation and the state; None: that of the parameters and images.
     """
 
@@ -134,7 +135,6 @@ class RevDEQ(nn.Module):
     solver: Any = Reversible(beta=0.8)
     gradient: Any = ReversibleGradient()
     rtol: float = 1e-6
-    atol: float = 0.0
     max_steps: int = 4
     dtype: Any = None
 
@@ -166,13 +166,9 @@ class RevDEQ(nn.Module):
         ):
             if i:
                 x = _Join(width, self.dtype, name=f"join{i}")(x, train)
-            deq = DEQ(
-                cell=RevDEQCell(width, expansion, config.group_size, self.dtype, parent=None),
-                solver=self.solver,
-                gradient=self.gradient,
-                rtol=self.rtol,
-                atol=self.atol,
-                max_steps=self.max_steps,
+            deq = equilibrium_layer(
+                self,
+                RevDEQCell(width, expansion, config.group_size, self.dtype, parent=None),
                 name=f"stage{i}",
             )
             solutions.append(deq(x, probe=probe))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jdeq.gradients import ReversibleGradient
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.solvers import Reversible
 from jdeq.types import Solution, require_integer
@@ -95,7 +95,7 @@ class RevDEQLMCell(nn.Module):
         return h + dense(width, "down")(hidden)
 
 
-class RevDEQLM(nn.Module):
+class RevDEQLM(EquilibriumModel):
     """Token and position embeddings, one implicit block, LayerNorm, an untied linear head.
 
     The cell is an ordinary one: any solver and rule of jdeq may take the place of the reversible
@@ -103,7 +103,7 @@ class RevDEQLM(nn.Module):
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``.
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a window as one sample.
       dtype: of the computation and the state; None: that of the parameters.
@@ -112,8 +112,6 @@ class RevDEQLM(nn.Module):
     config: RevDEQLMConfig
     solver: Any = Reversible(beta=0.5)
     gradient: Any = ReversibleGradient()
-    rtol: float = 1e-3
-    atol: float = 0.0
     max_steps: int = 4
     causal: bool = True
     dtype: Any = None
@@ -149,15 +147,11 @@ class RevDEQLM(nn.Module):
         position = nn.initializers.normal(0.3)
         where = self.param("position", position, (config.length, config.width))
         x = embed(tokens) + where[: tokens.shape[1]]
-        solution = DEQ(
-            cell=RevDEQLMCell(config.heads, config.expansion, self.dtype, parent=None),
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            causal=self.causal,
+        solution = equilibrium_layer(
+            self,
+            RevDEQLMCell(config.heads, config.expansion, self.dtype, parent=None),
             name="block",
+            causal=self.causal,
         )(x if self.dtype is None else x.astype(self.dtype), probe=probe)
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(solution.z)
         head = nn.Dense(config.vocab_size, use_bias=False, kernel_init=_kernel, name="head")

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
-from jdeq.gradients import Implicit, Unrolled
+from jdeq.gradients import Unrolled
 from jdeq.layers import VariationalDropout, WeightNormDense
-from jdeq.linen import DEQ
+from jdeq.models.equilibrium_model import EquilibriumModel, equilibrium_layer
 from jdeq.models.kept import Kept
 from jdeq.models.tokens import known_tokens, mark_unknown
 from jdeq.models.trellis_config import TrellisConfig
@@ -107,7 +107,7 @@ class TrellisCell(nn.Module):
         return states
 
 
-class DEQTrellisNet(nn.Module):
+class DEQTrellisNet(EquilibriumModel):
     """Embedding, the equilibrium of a `TrellisCell`, and logits for every position.
     `jdeq.models.generate` keeps the latest states in the collection "cache".
 
@@ -120,9 +120,9 @@ class DEQTrellisNet(nn.Module):
 
     Args:
       config: the architecture.
-      solver, gradient, rtol, atol, max_steps: those of ``jdeq.fixed_point``. The map being nearly
-        triangular in time, plain Picard needs the fewest evaluations here (3.7 for Anderson's 4.2
-        and Broyden's 4.1 on the copy memory task).
+      solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``. The map
+        being nearly triangular in time, plain Picard needs the fewest evaluations here (3.7 for
+        Anderson's 4.2 and Broyden's 4.1 on the copy memory task).
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a sequence as one sample.
       dtype: of the computation and the state; None: that of the parameters.
@@ -130,10 +130,6 @@ class DEQTrellisNet(nn.Module):
 
     config: TrellisConfig
     solver: Any = Picard()
-    gradient: Any = Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
-    max_steps: int = 40
     causal: bool = True
     dtype: Any = None
 
@@ -191,16 +187,9 @@ class DEQTrellisNet(nn.Module):
             self.dtype,
             name="cell",
         )
-        solution = DEQ(
-            cell=cell,
-            solver=self.solver,
-            gradient=self.gradient,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_steps=self.max_steps,
-            causal=self.causal,
-            name="trellis",
-        )(injection, probe=probe)
+        solution = equilibrium_layer(self, cell, name="trellis", causal=self.causal)(
+            injection, probe=probe
+        )
         if generating:
             states = cell.cycle(solution.z, injection)
             read = {f"{part}{step}": states[step][part] for step in steps for part in "hc"}
