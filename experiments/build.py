@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import Task
+from experiments.data import Batches, Task
 from jdeq.data import Streams
 from jdeq.models import (
     LSTM,
@@ -41,6 +42,7 @@ from jdeq.models import (
 )
 from jdeq.training import (
     EvalStep,
+    Layout,
     TrainState,
     TrainStep,
     abstract_state,
@@ -80,6 +82,23 @@ class Run:
     schedule: jdeq.JacobianSchedule
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
+    layout: Layout | None = None
+    """Where the state lives; None: on one device."""
+
+    def spread(self) -> "Run":
+        """The same run over all devices of all processes, as its configuration says.
+
+        Raises:
+          ConfigError: if the devices, or the batch, do not divide so.
+        """
+        layout = self.config.mesh.layout()
+        try:
+            layout.rows(self.task.batches.batch_size)
+        except ValueError as error:
+            raise ConfigError(f"data.batch_size: {error}") from error
+        if self.config.mesh.local_stop and "batch_stats" in self.abstract_state().model_state:
+            raise ConfigError("mesh.local_stop must be False for a model with batch statistics")
+        return dataclasses.replace(self, layout=layout)
 
     @property
     def total_steps(self) -> int:
@@ -98,15 +117,41 @@ class Run:
             probe_backward=self.implicit and model.gradient.has_probe,
             by_labels=gives_losses(model),
         )
-        return make_train_step(loss, self.optimizer)
+        mesh = self.config.mesh
+        return make_train_step(
+            loss,
+            self.optimizer,
+            layout=self.layout,
+            local_stop=mesh.local_stop and self.layout is not None,
+            compute_dtype=None if mesh.compute_dtype == "float32" else mesh.compute_dtype,
+        )
+
+    def batch_at(self, position: int) -> Any:
+        """The training batch at ``position``, on the devices."""
+        if self.layout is None:
+            return self.task.batches(position)
+        return self.layout.put(self._rows(position), self.task.batches.batch_size)
+
+    @functools.cached_property
+    def _rows(self) -> Batches:
+        """What this process makes of the batches."""
+        assert self.layout is not None
+        return self.task.rows(self.layout.rows(self.task.batches.batch_size))
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        return jax.jit(make_init(self.model, self.optimizer))(*self._init_args())
+        init, args = make_init(self.model, self.optimizer), self._init_args()
+        if self.layout is None:
+            return jax.jit(init)(*args)
+        placement = self.layout.state(jax.eval_shape(init, *args))
+        return jax.jit(init, out_shardings=placement)(*args)
 
     def abstract_state(self) -> TrainState:
-        """Its shapes and dtypes, for a restore."""
-        return abstract_state(make_init(self.model, self.optimizer), *self._init_args())
+        """Its shapes, dtypes and placement, for a restore."""
+        init, args = make_init(self.model, self.optimizer), self._init_args()
+        if self.layout is None:
+            return abstract_state(init, *args)
+        return self.layout.placed(jax.eval_shape(init, *args))
 
     def _init_args(self) -> tuple[Any, np.ndarray]:
         return jax.random.key(self.config.seed), self.task.batches(0).inputs
@@ -117,9 +162,9 @@ def gives_losses(model: Any) -> bool:
     return bool(getattr(model.config, "cutoffs", ()))
 
 
-def eval_step(model: Any, task: Task) -> EvalStep:
+def eval_step(model: Any, task: Task, *, layout: Layout | None = None) -> EvalStep:
     """The evaluation of ``model`` on the test examples of ``task``."""
-    return make_eval_step(model, segment=task.segment, by_labels=gives_losses(model))
+    return make_eval_step(model, segment=task.segment, by_labels=gives_losses(model), layout=layout)
 
 
 def build(config: ExperimentConfig) -> Run:

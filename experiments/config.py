@@ -31,7 +31,16 @@ from jdeq.models import (
     TransformerXLConfig,
     TrellisConfig,
 )
-from jdeq.training import adamw, sgd, warmup_constant, warmup_cosine, warmup_steps_decay
+from jdeq.models.tensor_rules import TENSOR_RULES
+from jdeq.training import (
+    Layout,
+    adamw,
+    make_mesh,
+    sgd,
+    warmup_constant,
+    warmup_cosine,
+    warmup_steps_decay,
+)
 
 
 class ConfigError(ValueError):
@@ -259,6 +268,32 @@ class PretrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices of all processes are used, see `jdeq.training.make_mesh`."""
+
+    data: int = -1
+    """Devices that split the batch only; -1: all that are left."""
+    fsdp: int = 1
+    """Devices that split the batch, the parameters and the optimiser."""
+    tensor: int = 1
+    """Devices that split the matrices of a layer."""
+    local_stop: bool = False
+    """Each part of a batch is solved until its own samples are done."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters, norms and losses are float32."""
+
+    def layout(self) -> Layout:
+        """Where the state of a run and its batches live."""
+        return _checked(
+            "mesh",
+            lambda: Layout(
+                mesh=make_mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor),
+                rules=TENSOR_RULES,
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Length of the run, and how often what is done."""
 
@@ -321,6 +356,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     regularizer: RegularizerConfig = RegularizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

@@ -107,6 +107,15 @@ class Task:
         inputs = self.test.inputs[:examples]
         return inputs if self.segment is None else inputs[:, : self.segment]
 
+    def rows(self, rows: slice) -> Batches:
+        """Only these rows of each training batch, one of the equal blocks that it divides into."""
+        size = rows.stop - rows.start
+        shards = {"shard": rows.start // size, "num_shards": self.batches.batch_size // size}
+        batches: Any = self.batches
+        if hasattr(batches, "part"):
+            return batches.part(**shards)
+        return dataclasses.replace(batches, **shards)
+
     @property
     def items(self) -> tuple[str, int]:
         """What throughput counts, and how many a batch has."""

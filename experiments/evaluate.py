@@ -1,6 +1,7 @@
 """Evaluate a trained model: ``python -m experiments.evaluate --workdir DIR [--budgets 1 2 ...]``.
 
-Restores the newest readable checkpoint of the run in DIR, finished or not, and changes nothing.
+Restores the newest readable checkpoint of the run in DIR, finished or not (or the best one), and
+changes nothing.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ class Arguments:
 
     workdir: pathlib.Path
     """Directory of a run of experiments.train."""
+    best: bool = False
+    """The best of the checkpoints that were tested while training, in place of the newest."""
     budgets: tuple[int, ...] | None = None
     """Hard stops: the state after exactly so many evaluations of the cell; None: those of the run's
     report."""
@@ -43,7 +46,7 @@ class Arguments:
 def run(arguments: Arguments) -> int:
     """Restore, evaluate on the test examples, print a table."""
     console = Console(highlight=False)
-    loaded, restored = trained.load(arguments.workdir, console)
+    loaded, restored = trained.load(arguments.workdir, console, best=arguments.best)
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
     try:

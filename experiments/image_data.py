@@ -132,6 +132,10 @@ class ReadAhead:
         """Of the batches."""
         return self.batches.batch_size
 
+    def part(self, shard: int, num_shards: int) -> "ReadAhead":
+        """The same for one shard of each batch."""
+        return ReadAhead(dataclasses.replace(self.batches, shard=shard, num_shards=num_shards))
+
     @property
     def batches_per_epoch(self) -> int:
         """Of the batches."""

@@ -7,6 +7,7 @@ goes on from the last checkpoint, or shows the report of a run that is finished.
 import dataclasses
 import functools
 import importlib
+import os
 import pathlib
 import shlex
 import sys
@@ -15,9 +16,10 @@ from typing import Annotated
 
 import jax
 import tyro
+from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import report, workdir
+from experiments import launch, report, workdir
 from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
@@ -75,9 +77,10 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
 
 def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> int:
     """Train, or go on, or report a finished run; ``again`` is the command that resumes it."""
-    console = Console(highlight=False)
-    run = build(config)
-    workdir.claim(directory, config)
+    primary = jax.process_index() == 0
+    console = Console(highlight=False, quiet=not primary)
+    run = build(config).spread()
+    claim(directory, config)
     finished = workdir.read_report(directory)
     if finished is not None:
         console.print(f"{directory}: this run is finished already; its report:")
@@ -101,16 +104,20 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             )
         if restored:
             say(f"resuming {directory} at step {start} of {run.total_steps}")
-        sinks = [
-            JsonLines(directory / workdir.METRICS_FILE, start_step=start),
-            TensorBoard(directory / workdir.TENSORBOARD, start_step=start),
-            Terminal(
-                total_steps=run.total_steps,
-                start_step=start,
-                steps_per_epoch=run.task.batches.batches_per_epoch,
-                console=console,
-            ),
-        ]
+        sinks = (
+            []
+            if not primary
+            else [
+                JsonLines(directory / workdir.METRICS_FILE, start_step=start),
+                TensorBoard(directory / workdir.TENSORBOARD, start_step=start),
+                Terminal(
+                    total_steps=run.total_steps,
+                    start_step=start,
+                    steps_per_epoch=run.task.batches.batches_per_epoch,
+                    console=console,
+                ),
+            ]
+        )
         try:
             state = make_loop(run).run(
                 state, checkpoints=checkpoints, sinks=sinks, stop=stop, extra=extra
@@ -125,8 +132,22 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
                 f"it in {checkpoints.directory}.\nResume with: {again}"
             )
             return 0
-    report.show(report.write(run, state, directory, train_seconds=extra["train_seconds"]), console)
+    assert run.layout is not None
+    state = run.layout.local(state)
+    if primary:
+        run = dataclasses.replace(run, layout=None)
+        seconds = extra["train_seconds"]
+        report.show(report.write(run, state, directory, train_seconds=seconds), console)
+    multihost_utils.sync_global_devices("report")
     return 0
+
+
+def claim(directory: pathlib.Path, config: ExperimentConfig) -> None:
+    """`workdir.claim` by the first process, then by the others, who find it claimed."""
+    for turn in (True, False):
+        if turn == (jax.process_index() == 0):
+            workdir.claim(directory, config)
+        multihost_utils.sync_global_devices(f"claim {turn}")
 
 
 def make_loop(run: Run) -> Loop:
@@ -144,12 +165,13 @@ def make_loop(run: Run) -> Loop:
         step = run.train_step(run.pretrain_model)
         pretrain = Phase(until=run.config.pretrain.steps, steps=[step])
         phases.insert(0, pretrain)
-    hooks = [(config.test_every, test_hook(run))]
+    tested = Tested(run)
+    hooks = [(config.test_every, tested.hook)]
     if run.implicit:
         hooks.append((config.spectrum_every, spectrum_hook(run)))
     return Loop(
         phases=phases,
-        batch_at=run.task.batches,
+        batch_at=run.batch_at,
         items=items,
         items_per_step=items_per_step,
         schedule=run.schedule,
@@ -158,25 +180,39 @@ def make_loop(run: Run) -> Loop:
         save_every=config.save_every,
         max_skipped=config.max_skipped,
         learning_rate=run.learning_rate,
+        quality=tested.quality,
         restarts=getattr(run.task.batches, "starts", lambda position: False),
     )
 
 
-def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
+class Tested:
     """Loss, quality, evaluations and residual on the test examples, with the training solver."""
-    step = eval_step(run.model, run.task)
 
-    def hook(state):
-        return "test", run.task.evaluate(step, state.variables)
+    def __init__(self, run: Run):
+        self._task = run.task
+        self._step = eval_step(run.model, run.task, layout=run.layout)
+        self._latest: tuple[int, Metrics] = (-1, {})
 
-    return hook
+    def hook(self, state: TrainState) -> tuple[str, Metrics]:
+        """For the loop."""
+        measures = self._task.evaluate(self._step, state.variables)
+        self._latest = int(state.step), measures
+        return "test", measures
+
+    def quality(self, state: TrainState) -> float | None:
+        """By which the best of the checkpoints that were tested is found: the larger the better."""
+        step, measures = self._latest
+        if step != int(state.step):
+            return None
+        sign = 1 if self._task.quality in ("accuracy", "mean_iou") else -1
+        return sign * measures[self._task.quality]
 
 
 def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
     """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
     inputs = run.task.test_inputs(run.config.loop.spectrum_examples)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=run.layout and run.layout.replicated)
     def radii(variables):
         f, params, _, x, z = equilibrium_of(run.model, variables, inputs)
         return spectral_radius(f, params, z, x, jax.random.key(0))
@@ -201,5 +237,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(run)
 
 
+def connect() -> None:
+    """Join the other processes of the job, where this one was started as one of several.
+
+    SLURM, TPU slices, Kubernetes and Open MPI are found by jax.distributed itself;
+    experiments/launch.py says who is who in the environment.
+    """
+    if launch.COORDINATOR in os.environ:
+        jax.distributed.initialize(
+            os.environ[launch.COORDINATOR],
+            int(os.environ[launch.NUM_PROCESSES]),
+            int(os.environ[launch.PROCESS_ID]),
+        )
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+
+
 if __name__ == "__main__":
+    connect()
     sys.exit(main())

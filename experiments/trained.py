@@ -14,9 +14,9 @@ from experiments.config_files import read_config
 from jdeq.training import CheckpointError, Checkpoints, Restored
 
 
-def load(directory: pathlib.Path, console: Console) -> tuple[Run, Restored]:
-    """The run in ``directory``, finished or not, and its newest readable checkpoint; changes
-    nothing.
+def load(directory: pathlib.Path, console: Console, *, best: bool = False) -> tuple[Run, Restored]:
+    """The run in ``directory``, finished or not, and its newest readable checkpoint, or the
+    ``best`` of those that were tested; changes nothing.
 
     Raises:
       ConfigError: if there is no configuration, or one that cannot be built.
@@ -28,7 +28,7 @@ def load(directory: pathlib.Path, console: Console) -> tuple[Run, Restored]:
         read_only=True,
         report=functools.partial(console.print, soft_wrap=True),
     )
-    restored = checkpoints.restore(run.abstract_state())
+    restored = checkpoints.restore(run.abstract_state(), best=best)
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"no checkpoints in {checkpoints.directory}")

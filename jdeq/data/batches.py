@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jdeq.data.shards import check_shards, shard_rows
+
 IGNORED = -1
 """The label of a pixel or a token that no loss and no score counts."""
 
@@ -36,8 +38,11 @@ class ShuffledBatches:
       seed: of the shuffling and of the augmentation.
       max_shift: augmentation, `random_shift` by up to so many pixels; 0 is none.
       background: the value shifted in at the border.
+      shard: which rows of every batch come out: block ``shard`` of ``num_shards`` equal ones.
+      num_shards: divides ``batch_size``.
     Raises:
-      ValueError: when built, if ``batch_size`` is not in 1..size or ``max_shift`` is negative.
+      ValueError: when built, if ``batch_size`` is not in 1..size, ``max_shift`` is negative, or
+        there is no such shard.
     Cost: one permutation an epoch, kept for the epoch.
     """
 
@@ -46,8 +51,11 @@ class ShuffledBatches:
     seed: int = 0
     max_shift: int = 0
     background: float = 0.0
+    shard: int = 0
+    num_shards: int = 1
 
     def __post_init__(self):
+        check_shards("ShuffledBatches", self.batch_size, self.shard, self.num_shards)
         size = len(self.data.labels)
         if not 1 <= self.batch_size <= size:
             raise ValueError(
@@ -70,7 +78,9 @@ class ShuffledBatches:
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __call__(self, position: int) -> Dataset:
-        """The batch at ``position``, augmented by a generator seeded with (seed, position)."""
+        """The rows of this shard at ``position``, augmented by a generator seeded with (seed,
+        position).
+        """
         chosen = self.indices(position)
         images = self.data.inputs[chosen]
         if self.max_shift:
@@ -78,7 +88,8 @@ class ShuffledBatches:
             images = random_shift(
                 images, max_shift=self.max_shift, background=self.background, rng=rng
             )
-        return Dataset(images, self.data.labels[chosen])
+        rows = shard_rows(self.batch_size, self.shard, self.num_shards)
+        return Dataset(images[rows], self.data.labels[chosen[rows]])
 
 
 @functools.lru_cache(maxsize=4)  # threads may be at work in two epochs at once

@@ -5,6 +5,7 @@ from jdeq.training.equilibrium import Equilibrium, equilibrium_of
 from jdeq.training.evaluation import confusion_matrix, evaluate, evaluate_samples, mean_iou
 from jdeq.training.loop import Loop, NonFiniteError, Phase
 from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss
+from jdeq.training.mesh import Layout, make_mesh, partition_spec
 from jdeq.training.metrics import JsonLines, Sink, TensorBoard, Terminal, read_metrics, summarize
 from jdeq.training.optimizers import (
     adamw,

@@ -1,14 +1,18 @@
 """Full-state checkpoints: written atomically, verified when read, the newest good one wins."""
 
+import contextlib
+import math
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jdeq.training.state import TrainState
 
@@ -26,10 +30,12 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: directory/<step>, the last ``keep`` of them.
+    """The checkpoints of one run: directory/<step>, the last ``keep`` of them and the best one.
 
     A checkpoint appears whole or not at all (orbax writes beside it and renames). It carries a
     checksum of every array, since the storage format does not notice a changed byte of data.
+    Written in the background, by all processes together; restored on any mesh and any number of
+    processes.
 
     Args:
       directory: made if it is missing, unless ``read_only``.
@@ -53,48 +59,88 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self._report = report
         self._read_only = read_only
+        preserved = AnyPreservationPolicy(
+            [
+                LatestN(keep),
+                # Ascending: the last ones stay.
+                BestN(get_metric_fn=_quality, n=1),
+            ]
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=None if read_only else preserved,
+            best_fn=_quality,
             create=not read_only,
             read_only=read_only,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
         )
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"no checkpoints: {self.directory} does not exist")
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._writing: int | None = None
 
     def steps(self) -> list[int]:
         """The steps on disk, oldest first, readable or not."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, extra: dict[str, Any]) -> int:
-        """Write ``state`` and the JSON ``extra`` under ``state.step``; returns that step.
+    def best(self) -> int | None:
+        """The step that was saved with the largest quality; None if none was saved with one."""
+        rated = {step: self._manager.metrics(step) for step in self.steps()}
+        known = {step: _quality(metrics) for step, metrics in rated.items() if metrics}
+        known = {step: quality for step, quality in known.items() if quality > -math.inf}
+        return max(known, key=lambda step: known[step], default=None)
 
-        A step that is on disk already is left as it is.
+    def save(
+        self, state: TrainState, extra: dict[str, Any], *, quality: float | None = None
+    ) -> int:
+        """Begin to write ``state`` and the JSON ``extra`` under ``state.step``; returns that step.
 
+        ``state`` is copied before this returns, so that it may be donated. A step that is on disk
+        already is left as it is.
+
+        Args:
+          quality: the larger the better; of two checkpoints with one the better is the best.
         Raises:
-          CheckpointError: if it could not be written; older checkpoints are untouched.
+          CheckpointError: if it, or the one begun before, could not be written; older checkpoints
+            are untouched.
         """
         step = int(state.step)
+        self.finish()
         if step in self.steps():
             return step
         meta = {"extra": extra, "step": step, "checksums": _checksums(state)}
-        try:
+        self._writing = step
+        with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
+                metrics={"quality": -math.inf if quality is None else quality},
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            kept = [s for s in self.steps() if s != step]
-            raise CheckpointError(
-                f"could not save step {step} in {self.directory}: {_first_line(error)}"
-                + (f"; the last good checkpoint is step {kept[-1]}" if kept else "")
-            ) from error
         return step
 
-    def restore(self, abstract: TrainState) -> Restored | None:
+    def finish(self) -> None:
+        """Wait until what `save` began is on disk.
+
+        Raises:
+          CheckpointError: if it could not be written; older checkpoints are untouched.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+        self._writing = None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of the file system, or of one of orbax's threads
+            kept = [step for step in self.steps() if step != self._writing]
+            raise CheckpointError(
+                f"could not save step {self._writing} in {self.directory}: {_first_line(error)}"
+                + (f"; the last good checkpoint is step {kept[-1]}" if kept else "")
+            ) from error
+
+    def restore(self, abstract: TrainState, *, best: bool = False) -> Restored | None:
         """The newest readable checkpoint, or None if there is none at all.
 
         Damaged ones that are newer are reported and, unless ``read_only``, moved to
@@ -102,9 +148,21 @@ class Checkpoints:
 
         Args:
           abstract: shapes and dtypes (and shardings) of the state: ``jax.eval_shape`` of its init.
+          best: the `best` one in its place.
         Raises:
-          CheckpointError: if there are checkpoints and none can be read.
+          CheckpointError: if there are checkpoints and none can be read; with ``best``, if none was
+            saved with a quality or that one cannot be read.
         """
+        if best:
+            step = self.best()
+            if step is None:
+                raise CheckpointError(f"no checkpoint in {self.directory} has a quality")
+            try:
+                return Restored(*self._read(step, abstract), ())
+            except Exception as error:  # a damaged file fails in any of many ways
+                raise CheckpointError(
+                    f"checkpoint {self.directory / str(step)} is damaged: {_first_line(error)}"
+                ) from error
         damaged = []
         for step in reversed(self.steps()):
             try:
@@ -128,7 +186,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Release orbax's threads."""
+        """Release orbax's threads, after what they write."""
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -146,13 +204,19 @@ class Checkpoints:
         return state, meta["extra"]
 
     def _set_aside(self, steps: list[int]) -> None:
-        for step in steps:
+        # By one process; the others wait, or they would read what is being moved.
+        for step in steps if jax.process_index() == 0 else ():
             target = self.directory.parent / "damaged" / str(step)
             if target.exists():
                 shutil.rmtree(target)
             target.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(step), target)
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    return metrics["quality"]
 
 
 def _checksums(state: TrainState) -> dict[str, int]:

@@ -62,6 +62,8 @@ class Loop:
       log_every: steps summed up in one "train" record.
       save_every: steps between checkpoints.
       max_skipped: non-finite steps in a row after which to give up.
+      quality: of a state that is saved, the larger the better: the best checkpoint stays beside
+        the newest. None, or where it gives None: not rated.
       restarts: whether the data at a position does not go on from the position before it: the
         collection "memory" of the model is emptied there.
       learning_rate: by step, before a plateau's scale; for the record only.
@@ -77,6 +79,7 @@ class Loop:
     save_every: int
     max_skipped: int
     learning_rate: Callable[[int], Any]
+    quality: Callable[[TrainState], float | None] = lambda state: None
     restarts: Callable[[int], bool] = lambda position: False
 
     def run(
@@ -106,26 +109,30 @@ class Loop:
         total = self.phases[-1].until
         begin = time.perf_counter() - extra["train_seconds"]
         position, records = int(state.step), []
-        while position < total and not stop:
+        stopped = False
+        while position < total and not stopped:
             state, metrics = self._step(state, position)
             position += 1
+            stopped = stop.reached(position)
             records.append(metrics)
             if int(state.skipped_in_row) >= self.max_skipped:
+                checkpoints.finish()
                 raise NonFiniteError(self._non_finite_report(state, metrics))
-            if position % self.log_every == 0 or position == total or stop:
+            if position % self.log_every == 0 or position == total or stopped:
                 for sink in sinks:
                     sink.write(position, "train", self._record(records, position))
                 records = []
             for every, hook in self.hooks:
-                if position == total or (position % every == 0 and not stop):
+                if position == total or (position % every == 0 and not stopped):
                     kind, values = hook(state)
                     for sink in sinks:
                         sink.write(position, kind, values)
-            if position % self.save_every == 0 and position < total and not stop:
+            if position % self.save_every == 0 and position < total and not stopped:
                 extra["train_seconds"] = time.perf_counter() - begin
-                checkpoints.save(state, extra)
+                checkpoints.save(state, extra, quality=self.quality(state))
         extra["train_seconds"] = time.perf_counter() - begin
-        checkpoints.save(state, extra)
+        checkpoints.save(state, extra, quality=self.quality(state))
+        checkpoints.finish()
         return state
 
     def _step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:

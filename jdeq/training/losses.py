@@ -20,6 +20,7 @@ class LossOutput(NamedTuple):
     loss_nats: Float[Array, ""]  # mean over the batch, without the penalty
     penalty: Float[Array, ""]  # mean Jacobian penalty, before its weight; 0 if not asked for
     accuracy: Float[Array, ""] | None  # None where the model gives losses only
+    count: Int[Array, ""]  # labels that the loss is the mean of
     stats: SolverStats  # of the forward solve, one entry a sample
     model_state: dict[str, PyTree]  # the collections after the call
 
@@ -82,6 +83,7 @@ def cross_entropy_loss(
             loss_nats=scores.loss_nats.sum() / count,
             penalty=_penalty(updated) if penalize else jnp.zeros((), scores.loss_nats.dtype),
             accuracy=None if scores.correct is None else scores.correct.sum() / count,
+            count=scores.counted.sum(),
             stats=solution.stats,
             model_state={name: updated[name] for name in model_state},
         )

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jdeq.data import Dataset
 from jdeq.fixed_point import backward_probe
-from jdeq.training.losses import LossFn, score, score_losses
+from jdeq.training.losses import LossFn, LossOutput, score, score_losses
+from jdeq.training.mesh import BATCH_AXES, Layout
 from jdeq.training.state import TrainState
 from jdeq.types import Status, require_integer
 
@@ -26,7 +27,14 @@ class TrainStep(Protocol):
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]: ...
 
 
-def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    layout: Layout | None = None,
+    local_stop: bool = False,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+) -> TrainStep:
     """One update of ``loss_nats + weight * penalty``, jitted, the state donated.
 
     A step whose loss or gradient is not finite leaves parameters, model state and optimiser as
@@ -36,6 +44,17 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
       loss_fn: the task.
       optimizer: any optax transformation, clipping included; it may read the loss (``value``), as
         optax.contrib.reduce_on_plateau does.
+      layout: where state and batch are, which `Layout.put` and `Layout.state` brought there; the
+        new state stays so. Parameters are gathered once a step, before the solve, so that the
+        only communication within one is its stop test. None: wherever they are.
+      local_stop: each part of the batch is solved until its own samples are done, so that a solve
+        communicates nothing; dropout and probes are drawn part by part. Not for models with batch
+        statistics, which would be those of a part.
+      compute_dtype: parameters and floating inputs are cast to it for loss and gradient
+        (jnp.bfloat16); the state keeps its own. None: they are not.
+    Raises:
+      ValueError: if ``local_stop`` is asked for without a layout; when called, for a model with
+        batch statistics.
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy (if known), penalty (if asked for), nfe_forward (mean),
@@ -45,17 +64,77 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
       else 1).
     """
 
+    if local_stop and layout is None:
+        raise ValueError("jdeq.training.make_train_step: local_stop needs a layout; got None")
     optimizer = optax.with_extra_args_support(optimizer)
+
+    def differentiate(params, model_state, batch, key, weight, penalize, over=lambda count: (1, 1)):
+        """The loss and what came with it, its gradient and the probe's; for a part of a batch what
+        it adds to those of the whole, by the weights of its loss and of its penalty.
+        """
+
+        def objective(params, probe):
+            out = loss_fn(
+                _cast(params, compute_dtype),
+                model_state,
+                _cast(batch, compute_dtype),
+                key=key,
+                probe=probe,
+                penalize=penalize,
+            )
+            of_loss, of_penalty = over(out.count)
+            out = out._replace(
+                loss_nats=of_loss * out.loss_nats,
+                penalty=of_penalty * out.penalty,
+                accuracy=None if out.accuracy is None else of_loss * out.accuracy,
+            )
+            return out.loss_nats + weight * out.penalty, out
+
+        (_, out), (grads, probe) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
+            params, backward_probe()
+        )
+        return out, grads, probe
+
+    def by_parts(params, model_state, batch, key, weight, penalize):
+        assert layout is not None
+        if "batch_stats" in model_state:
+            raise ValueError(
+                "jdeq.training.make_train_step: local_stop must be False for a model with batch "
+                "statistics, which would be those of a part of the batch"
+            )
+
+        def over(count):
+            total = jax.lax.psum(count, BATCH_AXES)
+            return count / jnp.maximum(total, 1), 1 / layout.batch_parts
+
+        def part(params, model_state, batch, key, weight):
+            key = jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES))
+            out, grads, probe = differentiate(
+                params, model_state, batch, key, weight, penalize, over
+            )
+            scalars = out.loss_nats, out.penalty, out.accuracy, out.count
+            names = ("loss_nats", "penalty", "accuracy", "count")
+            summed, grads = jax.lax.psum((scalars, grads), BATCH_AXES)
+            mean, worst = jax.lax.pmean(probe[0], BATCH_AXES), jax.lax.pmax(probe[1], BATCH_AXES)
+            out = out._replace(**dict(zip(names, summed, strict=True)))
+            return out, grads, jnp.stack([mean, worst])
+
+        rows, whole = jax.P(BATCH_AXES), jax.P()
+        return jax.shard_map(
+            part,
+            mesh=layout.mesh,
+            axis_names=set(BATCH_AXES),
+            in_specs=(whole, rows, rows, whole, whole),
+            out_specs=(LossOutput(whole, whole, whole, whole, rows, rows), whole, whole),
+            check_vma=False,  # gradients are then those of a part, and summed once, above
+        )(params, model_state, batch, key, weight)
 
     def step(state: TrainState, batch, weight, *, penalize):
         key = jax.random.fold_in(state.key, state.step)
-
-        def objective(params, probe):
-            out = loss_fn(params, state.model_state, batch, key=key, probe=probe, penalize=penalize)
-            return out.loss_nats + weight * out.penalty, out
-
-        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-        (total, out), (grads, backward) = differentiate(state.params, backward_probe())
+        params = state.params if layout is None else layout.gathered(state.params)
+        gradient = by_parts if local_stop else differentiate
+        out, grads, backward = gradient(params, state.model_state, batch, key, weight, penalize)
+        total = out.loss_nats + weight * out.penalty
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
@@ -76,6 +155,8 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
             skipped=state.skipped + ~finite,
             skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
         )
+        if layout is not None:
+            state = jax.lax.with_sharding_constraint(state, layout.state(state))
         metrics = {
             "loss_nats": out.loss_nats,
             "nfe_forward": out.stats.nfe.mean(),
@@ -95,6 +176,29 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         return state, metrics
 
     return jax.jit(step, static_argnames="penalize", donate_argnums=0)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    """The floating leaves in another dtype."""
+    if dtype is None:
+        return tree
+
+    def cast(leaf):
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _over_parts(out: LossOutput, axes: tuple[str, ...]) -> LossOutput:
+    """The scalars of the whole batch from those of its parts, one a device."""
+    count = jax.lax.psum(out.count, axes)
+    share = out.count / jnp.maximum(count, 1)
+    return out._replace(
+        loss_nats=jax.lax.psum(share * out.loss_nats, axes),
+        penalty=jax.lax.pmean(out.penalty, axes),
+        accuracy=None if out.accuracy is None else jax.lax.psum(share * out.accuracy, axes),
+        count=count,
+    )
 
 
 def _learning_rate_scale(opt_state: optax.OptState) -> Float[Array, ""]:
@@ -123,7 +227,11 @@ EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
 
 
 def make_eval_step(
-    model: nn.Module, *, segment: int | None = None, by_labels: bool = False
+    model: nn.Module,
+    *,
+    segment: int | None = None,
+    by_labels: bool = False,
+    layout: Layout | None = None,
 ) -> EvalStep:
     """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages.
 
@@ -133,6 +241,8 @@ def make_eval_step(
         what it keeps of one in its collection "memory" for the next, and nothing before the first;
         divides ``length``. None: all at once and without memory.
       by_labels: as of `cross_entropy_loss`.
+      layout: as of `make_train_step`. The batch, whole in every process, is split where its rows
+        divide; the results come out whole.
     Raises:
       ValueError: if ``segment`` is no integer >= 1; when called, if it does not divide the length.
     """
@@ -157,8 +267,20 @@ def make_eval_step(
         labels = jnp.asarray(batch.labels)
         return judge(call(variables, batch.inputs, labels), labels)
 
+    def jitted(evaluate):
+        if layout is None:
+            return jax.jit(evaluate)
+
+        def spread(variables, batch):
+            params = layout.gathered(variables["params"])
+            if len(batch.labels) % layout.batch_parts == 0:
+                batch = jax.lax.with_sharding_constraint(batch, layout.batch)
+            return evaluate({**variables, "params": params}, batch)
+
+        return jax.jit(spread, out_shardings=layout.replicated)
+
     if segment is None:
-        return jax.jit(whole)
+        return jitted(whole)
 
     def by_segment(variables, batch):
         variables = {name: value for name, value in variables.items() if name != "memory"}
@@ -174,7 +296,7 @@ def make_eval_step(
         _, parts = jax.lax.scan(read, empty, (inputs, labels))
         return jax.tree.map(lambda a: jnp.concatenate(list(jnp.atleast_3d(a)), axis=1), parts)
 
-    return jax.jit(by_segment)
+    return jitted(by_segment)
 
 
 def _segments(a: Int[Array, "batch length"], segment: int) -> Int[Array, "segments batch segment"]:

@@ -1,13 +1,18 @@
 """Ctrl-C and SIGTERM as a request that the loop reads between two steps."""
 
+import os
 import signal
 from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
 
 
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM only sets a flag; the second SIGINT interrupts.
 
-    Handlers are those of the process, so enter it in the main thread.
+    Handlers are those of the process, so enter it in the main thread. With several processes JAX
+    itself takes SIGTERM, tells the others, and has all of them stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -19,11 +24,18 @@ class StopRequest:
         """The signal that came, "SIGINT" or "SIGTERM"; None before."""
         return self._signal.name if self._signal else None
 
-    def __bool__(self) -> bool:
-        return self._signal is not None
+    def reached(self, position: int) -> bool:
+        """Whether to stop after step ``position``: asked once a step, by every process."""
+        if jax.process_count() == 1:
+            return self._signal is not None
+        reached = multihost_utils.reached_preemption_sync_point(position)
+        if reached and self._signal is None:
+            self._signal = signal.SIGTERM
+        return reached
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        taken = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+        for number in taken:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -35,3 +47,5 @@ class StopRequest:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)

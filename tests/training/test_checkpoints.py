@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, verified when read, the newest good one wins."""
 
+import resource
 import shutil
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdeq.training import CheckpointError, Checkpoints, TrainState
+from jdeq.training import CheckpointError, Checkpoints, Layout, TrainState, make_mesh
 
 KEY = jax.random.key(7)
 
@@ -123,3 +124,50 @@ def test_save_twice_writes_once(saved):
 def test_keep_must_leave_one_before(tmp_path):
     with pytest.raises(ValueError, match="keep must be >= 2; got 1"):
         Checkpoints(tmp_path, keep=1)
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    qualities = [None, 0.5, 0.9, 0.7, None, 0.8, 0.1]
+    for step, quality in enumerate(qualities):
+        checkpoints.save(state(step), {}, quality=quality)
+    checkpoints.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.steps() == [2, 5, 6] and reader.best() == 2
+    assert int(reader.restore(ABSTRACT, best=True).state.step) == 2
+    assert int(reader.restore(ABSTRACT).state.step) == 6
+    damage_flip(tmp_path / "2")
+    with pytest.raises(CheckpointError, match="2 is damaged"):
+        reader.restore(ABSTRACT, best=True)
+
+
+def test_no_best_without_a_quality(saved):
+    with pytest.raises(CheckpointError, match="has a quality"):
+        Checkpoints(saved, read_only=True).restore(ABSTRACT, best=True)
+
+
+def test_a_full_disk_is_one_error_and_the_last_good_one_stays(saved):
+    """The kernel refuses files of more than 8 KiB; a state has 16."""
+    checkpoints = Checkpoints(saved)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not save step 4 .*last good .* step 3"):
+            checkpoints.save(state(4), {})
+            checkpoints.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = []
+    restored = Checkpoints(saved, report=said.append).restore(ABSTRACT)
+    assert int(restored.state.step) == 3 and not said
+
+
+def test_a_state_comes_back_on_another_mesh(tmp_path):
+    wide, narrow = (Layout(mesh=make_mesh(**axes)) for axes in (dict(fsdp=8), dict(data=2, fsdp=4)))
+    placed = jax.device_put(state(1), wide.state(state(1)))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(placed, {})
+    restored = checkpoints.restore(narrow.placed(ABSTRACT)).state
+    np.testing.assert_array_equal(restored.params["w"], state(1).params["w"])
+    assert restored.params["w"].sharding == narrow.state(ABSTRACT).params["w"]
+    assert restored.params["w"].addressable_shards[0].data.shape == (16, 65)

@@ -53,11 +53,11 @@ def assert_same(one, two):
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     straight, rows = run(make_loop(), tmp_path / "a")
     partial, _ = run(make_loop(), tmp_path / "b", stop_after=7)  # mid-epoch: 5 batches an epoch
-    assert int(partial.step) == 7
+    assert int(partial.step) == 8  # the request came after that of step 7 was read
     resumed, more = run(make_loop(), tmp_path / "b")
-    assert more[0][0] == 8
+    assert more[0][0] == 9
     assert_same(straight, resumed)
-    assert rows[7][2]["loss_nats"] == more[0][2]["loss_nats"]
+    assert rows[8][2]["loss_nats"] == more[0][2]["loss_nats"]
 
 
 def test_loss_falls_and_metrics_are_complete(tmp_path):

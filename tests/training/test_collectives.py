@@ -1,0 +1,99 @@
+"""What the devices tell each other, counted in the compiled training step at width 512."""
+
+import re
+
+import jax
+import pytest
+
+import jdeq
+from jdeq.training import cross_entropy_loss, make_train_step
+from tests.training.test_sharding import BATCH, OPTIMIZER, Model, batch_at, initial_state, layout
+
+COLLECTIVE = re.compile(
+    r"= (\S+) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+CALLED = re.compile(
+    r"(?:to_apply|body|condition|calls|true_computation|false_computation)=%?([\w.\-]+)"
+)
+BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+
+
+def collectives_in_loops(program):
+    """(kind, type) of every collective that a while loop of the HLO text reaches."""
+    computations, name = {}, ""
+    for line in program.splitlines():
+        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if start:
+            name = start.group(1)
+        computations.setdefault(name, []).append(line)
+
+    def called(line):
+        lists = (names.split(",") for names in BRANCHES.findall(line))
+        return [*CALLED.findall(line), *(n.strip().lstrip("%") for names in lists for n in names)]
+
+    waiting = [
+        child for lines in computations.values() for line in lines if " while(" in line
+        for child in called(line)
+    ]  # fmt: skip
+    assert waiting, "the program has no loop"
+    reached, found = set(), []
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        for line in computations.get(name, []):
+            waiting += called(line)
+            found += [match[::-1] for match in COLLECTIVE.findall(line)]
+    return found
+
+
+def compiled(model, spread, *, penalize=False, **options):
+    step = make_train_step(cross_entropy_loss(model), OPTIMIZER, layout=spread, **options)
+    arguments = (initial_state(model, spread), spread.put(batch_at(0), BATCH), 0.1)
+    return step.lower(*arguments, penalize=penalize).compile().as_text()
+
+
+@pytest.mark.parametrize("penalize", [False, True])
+@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Anderson(depth=3), jdeq.Broyden()], ids=str)
+@pytest.mark.parametrize(
+    "axes", [dict(data=8), dict(data=4, fsdp=2), dict(data=1, fsdp=8)], ids=str
+)
+def test_only_the_stop_test(axes, solver, penalize):
+    if penalize and not isinstance(solver, jdeq.Anderson):
+        pytest.skip("the penalty is outside the solve, whatever solves")
+    found = collectives_in_loops(compiled(Model(solver=solver), layout(**axes), penalize=penalize))
+    # One of the forward solve, one of the backward solve: is any sample still running?
+    assert found == [("all-reduce", "pred[]")] * 2
+
+
+@pytest.mark.parametrize("axes", [dict(data=8), dict(data=4, fsdp=2)], ids=str)
+def test_none_with_a_local_stop_or_a_fixed_budget(axes):
+    assert collectives_in_loops(compiled(Model(), layout(**axes), local_stop=True)) == []
+    assert collectives_in_loops(compiled(Model(test_every=12), layout(**axes))) == []
+
+
+def test_testing_every_four_steps_is_outside_the_loop_of_steps():
+    program = compiled(Model(test_every=4), layout(data=8))
+    assert collectives_in_loops(program) == [("all-reduce", "pred[]")] * 2
+    inner = [line for line in program.splitlines() if " while(" in line]
+    assert len(inner) == 4  # of each solve one that tests and one that steps
+
+
+def test_tensor_parallel_evaluations_have_their_own():
+    found = collectives_in_loops(compiled(Model(), layout(data=2, fsdp=2, tensor=2)))
+    assert found.count(("all-reduce", "pred[]")) == 2
+    # The block's one forward, and one of its pullback; the state itself is never gathered.
+    assert not [kind for kind, _ in found if kind != "all-reduce"]
+    assert len(found) <= 2 + 4
+
+
+def test_the_count_sees_a_sum_over_devices_in_a_loop():
+    rows = layout(data=8).batch
+    z = jax.device_put(jax.numpy.ones((BATCH, 512)), rows)
+
+    def loop(z):
+        return jax.lax.fori_loop(0, 3, lambda _, z: jax.numpy.tanh(z - z.mean(0)), z)
+
+    program = jax.jit(loop).lower(z).compile().as_text()
+    assert collectives_in_loops(program) == [("all-reduce", "f32[512]{0}")]
