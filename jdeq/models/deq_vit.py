@@ -152,7 +152,7 @@ class DEQViT(nn.Module):
             )
         size = (config.patch, config.patch)
         x = nn.Conv(config.width, size, strides=size, dtype=self.dtype, name="embed")(images)
-        x = x.reshape(len(images), -1, config.width)
+        x = x.reshape(x.shape[0], -1, config.width)
         position = self.param("position", nn.initializers.normal(1.0), x.shape[1:], jnp.float32)
         solution = DEQ(
             cell=DEQViTCell(config, self.dtype, parent=None),
