@@ -123,13 +123,18 @@ class Task:
             return "examples", self.batches.batch_size
         return "tokens", self.batches(0).labels.size
 
-    def evaluate(self, step: EvalStep, variables: dict[str, Any]) -> dict[str, float]:
-        """Quality and statistics of the solver on the test examples."""
+    def evaluate(
+        self, step: EvalStep, variables: dict[str, Any], *, batch_size: int | None = None
+    ) -> dict[str, float]:
+        """Quality and statistics of the solver on the test examples, ``batch_size`` of those that
+        are held in memory at once; None: ``test_batch_size``.
+        """
+        batch_size = batch_size or self.test_batch_size
         means = evaluate(
             step,
             variables,
             self.scored or self.test,
-            batch_size=self.test_batch_size if self.scored is None else None,
+            batch_size=batch_size if self.scored is None else None,
             classes=self.classes if self.labels_pixels else None,
         )
         return self.measures(means)

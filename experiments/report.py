@@ -148,11 +148,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table(report["test"]))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `evaluate_at` for the terminal."""
-    out = Table(*_heads(rows))
+def table(rows: Sequence[dict[str, Any]], *, key: str = "stop") -> Table:
+    """The rows of `evaluate_at` for the terminal; ``key`` is what tells them apart."""
+    out = Table(*_heads(rows, key))
     for row in rows:
-        out.add_row(*_cells(row))
+        out.add_row(*_cells(row, key))
     return out
 
 
@@ -169,13 +169,13 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def _heads(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return ["stop", *(head for name, (head, _) in _COLUMNS.items() if name in rows[0])]
+def _heads(rows: Sequence[dict[str, Any]], key: str = "stop") -> list[str]:
+    return [key, *(head for name, (head, _) in _COLUMNS.items() if name in rows[0])]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], key: str = "stop") -> list[str]:
     values = [format(row[name], spec) for name, (_, spec) in _COLUMNS.items() if name in row]
-    return [row["stop"], *values]
+    return [row[key], *values]
 
 
 def _markdown(report: dict[str, Any], figures: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+EXPORT_FILE = "model.jaxexport"
 
 
 def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
@@ -46,8 +47,13 @@ def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes | bytearray) -> None:
+    """Write a file whole or not at all."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
+    scratch.write_bytes(content)
     os.replace(scratch, path)
 
 

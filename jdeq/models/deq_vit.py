@@ -146,7 +146,7 @@ class DEQViT(EquilibriumModel):
             )
         size = (config.patch, config.patch)
         x = nn.Conv(config.width, size, strides=size, dtype=self.dtype, name="embed")(images)
-        x = x.reshape(len(images), -1, config.width)
+        x = x.reshape(x.shape[0], -1, config.width)
         position = self.param("position", nn.initializers.normal(1.0), x.shape[1:], jnp.float32)
         solution = equilibrium_layer(self, DEQViTCell(config, self.dtype, parent=None), name="deq")(
             x + position.astype(x.dtype), probe=probe

@@ -74,4 +74,4 @@ def _upsampled(maps: Array, like: Array) -> Array:
     size = like.shape[1], like.shape[2]
     if maps.shape[1:3] == size:
         return maps
-    return jax.image.resize(maps, (len(maps), *size, maps.shape[-1]), "bilinear")
+    return jax.image.resize(maps, (maps.shape[0], *size, maps.shape[-1]), "bilinear")
