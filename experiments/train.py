@@ -163,11 +163,13 @@ def make_loop(run: Run) -> Loop:
 
 
 def test_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
-    """Loss, quality, evaluations and residual on the test examples, with the training solver."""
+    """Loss, quality, evaluations and residual on the test examples, with the training solver and
+    the averaged parameters where the run has them.
+    """
     step = eval_step(run.model, run.task)
 
     def hook(state):
-        return "test", run.task.evaluate(step, state.variables)
+        return "test", run.task.evaluate(step, state.averaged_variables)
 
     return hook
 
@@ -182,7 +184,7 @@ def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
         return spectral_radius(f, params, z, x, jax.random.key(0))
 
     def hook(state):
-        values = jax.device_get(radii(state.variables))
+        values = jax.device_get(radii(state.averaged_variables))
         names = ("mean", "min", "max")
         return "spectrum", {f"spectral_radius_{n}": float(getattr(values, n)()) for n in names}
 

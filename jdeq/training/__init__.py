@@ -1,5 +1,6 @@
 """The training loop and its parts. Needs the extra ``experiments``; ``import jdeq`` does not."""
 
+from jdeq.training.averaging import average_parameters, averaged_params
 from jdeq.training.checkpoints import CheckpointError, Checkpoints, Restored
 from jdeq.training.equilibrium import Equilibrium, equilibrium_of
 from jdeq.training.evaluation import confusion_matrix, evaluate, evaluate_samples, mean_iou
@@ -8,6 +9,7 @@ from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss
 from jdeq.training.metrics import JsonLines, Sink, TensorBoard, Terminal, read_metrics, summarize
 from jdeq.training.optimizers import (
     adamw,
+    one_cycle,
     sgd,
     warmup_constant,
     warmup_cosine,
