@@ -188,6 +188,10 @@ class LoopConfig:
     each value compiles a program. 0: always the same."""
     max_skipped: int = 10
     """Non-finite steps in a row after which to give up."""
+    profile_from: int | None = None
+    """The first of ``profile_steps`` steps that are traced into profile/ of the workdir, once: not
+    if the run is resumed after it. None: no trace."""
+    profile_steps: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,14 @@ from jdeq.training import (
     Checkpoints,
     JsonLines,
     Loop,
+    NonFiniteError,
     Phase,
+    Profile,
     StopRequest,
     TensorBoard,
     Terminal,
     TrainState,
+    Watch,
     equilibrium_of,
 )
 from jdeq.training.metrics import Metrics
@@ -110,11 +113,15 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
                 steps_per_epoch=run.task.batches.batches_per_epoch,
                 console=console,
             ),
+            *([watch(run, say)] if run.implicit else []),
         ]
         try:
-            state = make_loop(run).run(
+            state = make_loop(run, directory).run(
                 state, checkpoints=checkpoints, sinks=sinks, stop=stop, extra=extra
             )
+        except NonFiniteError as error:
+            where = workdir.write_nonfinite(directory, error.steps, config.seed)
+            raise NonFiniteError(f"{error}\n{where}", error.steps) from error
         finally:
             for sink in sinks:
                 sink.close()
@@ -129,8 +136,22 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     return 0
 
 
-def make_loop(run: Run) -> Loop:
-    """The loop of ``run``: pre-training, then the equilibrium, with its hooks."""
+def watch(run: Run, say: Callable[[str], None]) -> Watch:
+    """Looks out for rises in the training of ``run``, once it solves for the equilibrium."""
+    per_step = report.evaluations_per_step(run.model.solver)
+    pretrain, loop = run.config.pretrain.steps, run.config.loop
+    return Watch(
+        budget=per_step and per_step * run.model.max_steps,
+        # the first record after a pre-training may sum up steps of it
+        start=pretrain + loop.log_every - 1 if pretrain else 0,
+        report=say,
+    )
+
+
+def make_loop(run: Run, directory: pathlib.Path | None = None) -> Loop:
+    """The loop of ``run``: pre-training, then the equilibrium, with its hooks; ``directory`` is
+    where a trace goes, if one is asked for.
+    """
     config = run.config.loop
     items, items_per_step = run.task.items
     jitter = config.budget_jitter
@@ -147,6 +168,11 @@ def make_loop(run: Run) -> Loop:
     hooks = [(config.test_every, test_hook(run))]
     if run.implicit:
         hooks.append((config.spectrum_every, spectrum_hook(run)))
+    profile = None
+    if directory is not None and config.profile_from is not None:
+        profile = Profile(
+            directory / workdir.PROFILE, start=config.profile_from, steps=config.profile_steps
+        )
     return Loop(
         phases=phases,
         batch_at=run.task.batches,
@@ -159,6 +185,7 @@ def make_loop(run: Run) -> Loop:
         max_skipped=config.max_skipped,
         learning_rate=run.learning_rate,
         restarts=getattr(run.task.batches, "starts", lambda position: False),
+        profile=profile,
     )
 
 

@@ -15,6 +15,8 @@ from jdeq.training.optimizers import (
     warmup_cosine,
     warmup_steps_decay,
 )
+from jdeq.training.profiling import Profile
 from jdeq.training.state import TrainState, abstract_state, make_init
 from jdeq.training.step import EvalStep, Evaluation, TrainStep, make_eval_step, make_train_step
 from jdeq.training.stop import StopRequest
+from jdeq.training.watch import Watch

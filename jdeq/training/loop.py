@@ -12,13 +12,24 @@ import numpy as np
 from jdeq.regularizers import JacobianSchedule
 from jdeq.training.checkpoints import Checkpoints
 from jdeq.training.metrics import Metrics, Sink, summarize
+from jdeq.training.profiling import Profile
 from jdeq.training.state import TrainState
 from jdeq.training.step import TrainStep
 from jdeq.training.stop import StopRequest
 
 
 class NonFiniteError(RuntimeError):
-    """Training was given up after too many non-finite steps in a row."""
+    """Training was given up after too many non-finite steps in a row.
+
+    Args:
+      message: for the user.
+      steps: what to replay them by, in order: "position", "phase" (which of the loop's), "weight",
+        "penalize" and "metrics" of each; those before a resumption are not among them.
+    """
+
+    def __init__(self, message: str, steps: Sequence[dict[str, Any]] = ()):
+        super().__init__(message)
+        self.steps = list(steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +76,7 @@ class Loop:
       restarts: whether the data at a position does not go on from the position before it: the
         collection "memory" of the model is emptied there.
       learning_rate: by step, before a plateau's scale; for the record only.
+      profile: a trace of some steps; None: none.
     """
 
     phases: Sequence[Phase]
@@ -78,6 +90,7 @@ class Loop:
     max_skipped: int
     learning_rate: Callable[[int], Any]
     restarts: Callable[[int], bool] = lambda position: False
+    profile: Profile | None = None
 
     def run(
         self,
@@ -105,13 +118,19 @@ class Loop:
         """
         total = self.phases[-1].until
         begin = time.perf_counter() - extra["train_seconds"]
-        position, records = int(state.step), []
+        position, records, skipped = int(state.step), [], []
         while position < total and not stop:
-            state, metrics = self._step(state, position)
+            if self.profile:
+                self.profile.before(position)
+            state, metrics = self.step(state, position)
+            skipped = [*skipped, (position, metrics)] if int(state.skipped_in_row) else []
             position += 1
             records.append(metrics)
             if int(state.skipped_in_row) >= self.max_skipped:
-                raise NonFiniteError(self._non_finite_report(state, metrics))
+                if self.profile:
+                    self.profile.close()
+                message = self._non_finite_report(state, metrics)
+                raise NonFiniteError(message, [self._to_replay(*step) for step in skipped])
             if position % self.log_every == 0 or position == total or stop:
                 for sink in sinks:
                     sink.write(position, "train", self._record(records, position))
@@ -124,12 +143,15 @@ class Loop:
             if position % self.save_every == 0 and position < total and not stop:
                 extra["train_seconds"] = time.perf_counter() - begin
                 checkpoints.save(state, extra)
+        if self.profile:
+            self.profile.close()
         extra["train_seconds"] = time.perf_counter() - begin
         checkpoints.save(state, extra)
         return state
 
-    def _step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
-        phase = next(phase for phase in self.phases if position < phase.until)
+    def step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
+        """The step at ``position``, waited for; ``state`` is donated."""
+        phase = self.phases[self._phase_at(position)]
         start = time.perf_counter()
         if "memory" in state.model_state and self.restarts(position):
             empty = jax.tree.map(jnp.zeros_like, state.model_state["memory"])
@@ -144,6 +166,18 @@ class Loop:
         jax.block_until_ready(state)
         values["step_seconds"] = time.perf_counter() - start
         return state, values
+
+    def _phase_at(self, position: int) -> int:
+        return next(n for n, phase in enumerate(self.phases) if position < phase.until)
+
+    def _to_replay(self, position: int, metrics: Metrics) -> dict[str, Any]:
+        return {
+            "position": position,
+            "phase": self._phase_at(position),
+            "weight": float(self.schedule.weight_at(position)),
+            "penalize": bool(self.schedule.active(position)),
+            "metrics": metrics,
+        }
 
     def _record(self, records: list[Metrics], position: int) -> Metrics:
         record = summarize(records)

@@ -39,10 +39,10 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy (if known), penalty (if asked for), nfe_forward (mean),
-      residual_max, one count for each `Status` (count_converged, ...), nfe_backward (mean) and
-      residual_backward (largest) as the backward solve reported them, grad_norm (before clipping),
-      count_skipped, learning_rate_scale (what optax.contrib.reduce_on_plateau has brought it to;
-      else 1).
+      residual_mean, residual_max, one count for each `Status` (count_converged, ...), nfe_backward
+      (mean) and residual_backward (largest) as the backward solve reported them, grad_norm (before
+      clipping), count_skipped, learning_rate_scale (what optax.contrib.reduce_on_plateau has
+      brought it to; else 1).
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -80,6 +80,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
             "loss_nats": out.loss_nats,
             "nfe_forward": out.stats.nfe.mean(),
             "nfe_backward": backward[0],
+            "residual_mean": out.stats.residual.mean(),
             "residual_max": out.stats.residual.max(),
             "residual_backward": backward[1],
             "grad_norm": grad_norm,

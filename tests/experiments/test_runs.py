@@ -27,7 +27,8 @@ SMALL = (
     "--model.channels 4 --model.head-channels 2 --model.head-features 8 --model.expansion 1 "
     "--model.groups 2 --data.batch-size 128 --data.max-shift 1 --loop.steps 33 "
     "--loop.save-every 11 --loop.test-every 22 --loop.spectrum-every 22 --loop.log-every 1 "
-    "--loop.spectrum-examples 4 --loop.budgets 1 2 --loop.rtols 0.1 "
+    "--loop.spectrum-examples 4 --loop.profile-from 8 --loop.profile-steps 1 "
+    "--loop.budgets 1 2 --loop.rtols 0.1 "
     "--optimizer.warmup-steps 5 --optimizer.ema 0.9 --pretrain.steps 6 --pretrain.evaluations 2 "
     "--solver.depth 2 --solver.max-steps 4 --gradient.max-steps 4 --regularizer.probability 1.0"
 ).split()
@@ -89,6 +90,7 @@ def test_a_finished_run_left_everything(finished):
     assert names == {
         "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.json", "report.md",
         "training.png", "solver.png", "equilibrium.png", "confusion.png", "difficulty.png",
+        "profile",
     }  # fmt: skip
     records = read_metrics(finished / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, STEPS + 1))
