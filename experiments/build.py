@@ -147,8 +147,8 @@ def _build(config: ExperimentConfig) -> Run:
     for part in ("loop", "pretrain"):
         for name, value in dataclasses.asdict(getattr(config, part)).items():
             least = 0 if (part, name) in _MAY_BE_ZERO else 1
-            values = value if isinstance(value, tuple) else () if value is None else (value,)
-            if name != "rtols" and min(values, default=0) < least:
+            values = value if isinstance(value, tuple) else (value,)
+            if value is not None and name != "rtols" and min(values, default=0) < least:
                 raise ConfigError(f"{part}.{name} must be >= {least}; got {value}")
     jitter, budget = config.loop.budget_jitter, config.solver.max_steps
     if jitter >= budget or (jitter and isinstance(config.model, EXPLICIT)):

@@ -192,6 +192,9 @@ class LoopConfig:
     """The first of ``profile_steps`` steps that are traced into profile/ of the workdir, once: not
     if the run is resumed after it. None: no trace."""
     profile_steps: int = 3
+    peak_flops: float | None = None
+    """Operations a second that a device could do, which mfu is the share of; None: the dense
+    bfloat16 peak where it is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,9 @@ from jdeq.training import (
     Terminal,
     TrainState,
     Watch,
+    count_flops,
     equilibrium_of,
+    peak_flops,
 )
 from jdeq.training.metrics import Metrics
 
@@ -159,7 +161,7 @@ def make_loop(run: Run, directory: pathlib.Path | None = None) -> Loop:
     if jitter:
         budgets = range(run.model.max_steps - jitter, run.model.max_steps + jitter + 1)
         models = [run.model.clone(max_steps=budget) for budget in budgets]
-    steps = [run.train_step(model) for model in models]
+    steps = [count_flops(run.train_step(model), model) for model in models]
     phases = [Phase(until=run.total_steps, steps=steps, seed=run.config.seed)]
     if run.config.pretrain.steps:
         step = run.train_step(run.pretrain_model)
@@ -186,6 +188,7 @@ def make_loop(run: Run, directory: pathlib.Path | None = None) -> Loop:
         learning_rate=run.learning_rate,
         restarts=getattr(run.task.batches, "starts", lambda position: False),
         profile=profile,
+        peak_flops=config.peak_flops or peak_flops(jax.devices()[0]),
     )
 
 

@@ -4,6 +4,8 @@ from jdeq.training.averaging import average_parameters, averaged_params
 from jdeq.training.checkpoints import CheckpointError, Checkpoints, Restored
 from jdeq.training.equilibrium import Equilibrium, equilibrium_of
 from jdeq.training.evaluation import confusion_matrix, evaluate, evaluate_samples, mean_iou
+from jdeq.training.flops import count_flops
+from jdeq.training.hardware import peak_flops, peak_memory
 from jdeq.training.loop import Loop, NonFiniteError, Phase
 from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss
 from jdeq.training.metrics import JsonLines, Sink, TensorBoard, Terminal, read_metrics, summarize

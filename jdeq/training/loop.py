@@ -11,6 +11,7 @@ import numpy as np
 
 from jdeq.regularizers import JacobianSchedule
 from jdeq.training.checkpoints import Checkpoints
+from jdeq.training.hardware import peak_memory
 from jdeq.training.metrics import Metrics, Sink, summarize
 from jdeq.training.profiling import Profile
 from jdeq.training.state import TrainState
@@ -77,6 +78,8 @@ class Loop:
         collection "memory" of the model is emptied there.
       learning_rate: by step, before a plateau's scale; for the record only.
       profile: a trace of some steps; None: none.
+      peak_flops: operations a second that a device could do, for "mfu", the share of it that the
+        "flops" of the steps are (`count_flops`); None: without it.
     """
 
     phases: Sequence[Phase]
@@ -91,6 +94,7 @@ class Loop:
     learning_rate: Callable[[int], Any]
     restarts: Callable[[int], bool] = lambda position: False
     profile: Profile | None = None
+    peak_flops: float | None = None
 
     def run(
         self,
@@ -133,7 +137,7 @@ class Loop:
                 raise NonFiniteError(message, [self._to_replay(*step) for step in skipped])
             if position % self.log_every == 0 or position == total or stop:
                 for sink in sinks:
-                    sink.write(position, "train", self._record(records, position))
+                    sink.write(position, "train", self._record(records, state))
                 records = []
             for every, hook in self.hooks:
                 if position == total or (position % every == 0 and not stop):
@@ -179,12 +183,17 @@ class Loop:
             "metrics": metrics,
         }
 
-    def _record(self, records: list[Metrics], position: int) -> Metrics:
+    def _record(self, records: list[Metrics], state: TrainState) -> Metrics:
         record = summarize(records)
         record[f"{self.items}_per_second"] = self.items_per_step / record["step_seconds"]
         scale = record.pop("learning_rate_scale")
-        record["learning_rate"] = float(self.learning_rate(position - 1)) * scale
-        return record
+        record["learning_rate"] = float(self.learning_rate(int(state.step) - 1)) * scale
+        if "flops" in record:
+            record["flops_per_second"] = record.pop("flops") / record["step_seconds"]
+            if self.peak_flops is not None:
+                devices = len(state.step.sharding.device_set)
+                record["mfu"] = record["flops_per_second"] / (self.peak_flops * devices)
+        return record | peak_memory()
 
     def _non_finite_report(self, state: TrainState, metrics: Metrics) -> str:
         last = int(state.step) - 1
