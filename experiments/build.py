@@ -43,6 +43,7 @@ from jdeq.models import (
 from jdeq.training import (
     EvalStep,
     Layout,
+    LossFn,
     TrainState,
     TrainStep,
     abstract_state,
@@ -110,16 +111,19 @@ class Run:
         """Whether the model has an equilibrium to solve for."""
         return not isinstance(self.config.model, EXPLICIT)
 
-    def train_step(self, model: Any) -> TrainStep:
-        """The update that trains ``model``."""
-        loss = cross_entropy_loss(
+    def loss(self, model: Any) -> LossFn:
+        """What ``model`` is trained for."""
+        return cross_entropy_loss(
             model,
             probe_backward=self.implicit and model.gradient.has_probe,
             by_labels=gives_losses(model),
         )
+
+    def train_step(self, model: Any) -> TrainStep:
+        """The update that trains ``model``."""
         mesh = self.config.mesh
         return make_train_step(
-            loss,
+            self.loss(model),
             self.optimizer,
             layout=self.layout,
             local_stop=mesh.local_stop and self.layout is not None,
@@ -181,7 +185,7 @@ def build(config: ExperimentConfig) -> Run:
         raise ConfigError(str(error)) from error
 
 
-_MAY_BE_ZERO = (("pretrain", "steps"), ("loop", "budget_jitter"))
+_MAY_BE_ZERO = (("pretrain", "steps"), ("loop", "budget_jitter"), ("loop", "profile_from"))
 
 
 def _build(config: ExperimentConfig) -> Run:
@@ -189,7 +193,7 @@ def _build(config: ExperimentConfig) -> Run:
         for name, value in dataclasses.asdict(getattr(config, part)).items():
             least = 0 if (part, name) in _MAY_BE_ZERO else 1
             values = value if isinstance(value, tuple) else (value,)
-            if name != "rtols" and min(values, default=0) < least:
+            if value is not None and name != "rtols" and min(values, default=0) < least:
                 raise ConfigError(f"{part}.{name} must be >= {least}; got {value}")
     jitter, budget = config.loop.budget_jitter, config.solver.max_steps
     if jitter >= budget or (jitter and isinstance(config.model, EXPLICIT)):
@@ -199,6 +203,11 @@ def _build(config: ExperimentConfig) -> Run:
         )
     if not config.loop.rtols or not all(0 < rtol < 1 for rtol in config.loop.rtols):
         raise ConfigError(f"loop.rtols must lie in (0, 1); got {config.loop.rtols}")
+    if (config.loop.profile_from or 0) >= config.loop.steps:
+        raise ConfigError(
+            f"loop.profile_from must be < {config.loop.steps}, the length of the run, or None; got "
+            f"{config.loop.profile_from}"
+        )
     if config.seed < 0:
         raise ConfigError(f"seed must be >= 0; got {config.seed}")
     if config.pretrain.steps >= config.loop.steps:

@@ -1,20 +1,20 @@
 """The one configuration system: nested frozen dataclasses, and what is built from them.
 
 A run is a file in experiments/configs/ holding ``CONFIG``, an `ExperimentConfig`. Strings such as
-a solver's kind become jdeq objects here (those of the data in data.py) and nowhere else. A field
-that is None takes the default of the object it belongs to; one that the chosen kind does not have
-must be None.
+a solver's kind become jdeq objects here (those of the data in data.py, of the optimiser in
+optimizer_config.py) and nowhere else. A field that is None takes the default of the
+object it belongs to; one that the chosen kind does not have must be None.
 """
 
 import dataclasses
 import json
 from typing import Any, Literal
 
-import optax
-
 import jdeq
+from experiments.config_errors import ConfigError, checked
 from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
 from experiments.image_data import CityscapesData, ImageNetData, ScenesData
+from experiments.optimizer_config import OptimizerConfig
 from jdeq.layers import ForwardBackward, PeacemanRachford
 from jdeq.models import (
     DecoderDEQConfig,
@@ -32,20 +32,7 @@ from jdeq.models import (
     TrellisConfig,
 )
 from jdeq.models.tensor_rules import TENSOR_RULES
-from jdeq.training import (
-    Layout,
-    adamw,
-    make_mesh,
-    sgd,
-    warmup_constant,
-    warmup_cosine,
-    warmup_steps_decay,
-)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the field."""
-
+from jdeq.training import Layout, make_mesh
 
 _SOLVERS = {
     "picard": jdeq.Picard,
@@ -141,91 +128,6 @@ class GradientConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimiser, learning rate with a linear warm-up."""
-
-    kind: Literal["adamw", "sgd"] = "adamw"
-    momentum: float | None = None
-    """sgd: None is 0.9."""
-    nesterov: bool | None = None
-    """sgd: None is True."""
-    learning_rate: float = 1e-3
-    """The largest one."""
-    schedule: Literal["cosine", "constant", "steps", "plateau"] = "cosine"
-    """After the warm-up: half a cosine to 0; as it is; times ``decay_factor`` every ``decay_every``
-    steps; times ``plateau_factor`` whenever the training loss has not improved."""
-    warmup_steps: int = 50
-    decay_factor: float | None = None
-    """steps: what the learning rate is multiplied by, in (0, 1)."""
-    decay_every: int | None = None
-    """steps: how often, in steps of the run."""
-    plateau_factor: float | None = None
-    """plateau: what the learning rate is multiplied by, in (0, 1)."""
-    plateau_patience: int | None = None
-    """plateau: observations without improvement, each the mean loss of ``plateau_steps`` steps."""
-    plateau_steps: int | None = None
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    """Largest global norm of the gradient; None does not clip."""
-
-    def build(self, *, total_steps: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-        """The learning rate by step, and the optimiser that follows it."""
-
-        plateau = {
-            "plateau_factor": self.plateau_factor,
-            "plateau_patience": self.plateau_patience,
-            "plateau_steps": self.plateau_steps,
-        }
-        decay = {"decay_factor": self.decay_factor, "decay_every": self.decay_every}
-        for schedule, options in (("plateau", plateau), ("steps", decay)):
-            for name, value in options.items():
-                if (value is None) == (self.schedule == schedule):
-                    rule = "be given with" if value is None else "be None without"
-                    raise ConfigError(
-                        f"optimizer.{name} must {rule} the schedule {schedule}; got {value}"
-                    )
-        own = {"momentum": self.momentum, "nesterov": self.nesterov}
-        own = {name: value for name, value in own.items() if value is not None}
-        if own and self.kind != "sgd":
-            name, value = next(iter(own.items()))
-            raise ConfigError(f"optimizer.{name} must be None without the kind sgd; got {value}")
-        for name in ("plateau_patience", "plateau_steps"):
-            if plateau[name] is not None and plateau[name] < 1:
-                raise ConfigError(f"optimizer.{name} must be >= 1; got {plateau[name]}")
-        if self.plateau_factor is not None and not 0 < self.plateau_factor < 1:
-            raise ConfigError(
-                f"optimizer.plateau_factor must lie in (0, 1); got {self.plateau_factor}"
-            )
-
-        def make():
-            options = {"peak": self.learning_rate, "warmup_steps": self.warmup_steps}
-            if self.schedule == "cosine":
-                schedule = warmup_cosine(total_steps=total_steps, **options)
-            elif self.schedule == "steps":
-                schedule = warmup_steps_decay(
-                    every=decay["decay_every"], factor=decay["decay_factor"], **options
-                )
-            else:
-                schedule = warmup_constant(**options)
-            make_update = sgd if self.kind == "sgd" else adamw
-            update = make_update(
-                schedule, weight_decay=self.weight_decay, clip_norm=self.clip_norm, **own
-            )
-            if self.schedule == "plateau":
-                update = optax.chain(
-                    update,
-                    optax.contrib.reduce_on_plateau(
-                        factor=plateau["plateau_factor"],
-                        patience=plateau["plateau_patience"],
-                        accumulation_size=plateau["plateau_steps"],
-                    ),
-                )
-            return schedule, update
-
-        return _checked("optimizer", make)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
     """The Jacobian penalty, `jdeq.JacobianSchedule`."""
 
@@ -245,7 +147,7 @@ class RegularizerConfig:
             raise ConfigError(
                 f"regularizer.stop must be > pretrain.steps ({start}); got {self.stop}"
             )
-        return _checked(
+        return checked(
             "regularizer",
             lambda: jdeq.JacobianSchedule(
                 weight=self.gamma,
@@ -284,7 +186,7 @@ class MeshConfig:
 
     def layout(self) -> Layout:
         """Where the state of a run and its batches live."""
-        return _checked(
+        return checked(
             "mesh",
             lambda: Layout(
                 mesh=make_mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor),
@@ -316,6 +218,13 @@ class LoopConfig:
     each value compiles a program. 0: always the same."""
     max_skipped: int = 10
     """Non-finite steps in a row after which to give up."""
+    profile_from: int | None = None
+    """The first of ``profile_steps`` steps that are traced into profile/ of the workdir, once: not
+    if the run is resumed after it. None: no trace."""
+    profile_steps: int = 3
+    peak_flops: float | None = None
+    """Operations a second that a device could do, which mfu is the share of; None: the dense
+    bfloat16 peak where it is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -388,11 +297,4 @@ def _build(
                 f"{part}.{name} is not an option of {part}.kind {config.kind}, whose options are: "
                 f"{', '.join(has)}; pass --{part}.{name} None"
             )
-    return _checked(part, lambda: cls(**options | (made or {})))
-
-
-def _checked(part: str, make: Any) -> Any:
-    try:
-        return make()
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{part}: {error}") from error
+    return checked(part, lambda: cls(**options | (made or {})))

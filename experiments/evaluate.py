@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> int:
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
     try:
-        rows = report.evaluate_at(loaded.model, restored.state.variables, task, **stops)
+        rows = report.evaluate_at(loaded.model, restored.state.averaged_variables, task, **stops)
     except ValueError as error:  # of a model that cannot read windows so long
         raise ConfigError(str(error)) from error
     console.print(

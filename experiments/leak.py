@@ -46,7 +46,7 @@ def run(arguments: Arguments) -> int:
         raise ConfigError("workdir must hold a run of a model that can solve causally")
     if arguments.windows < 1:
         raise ConfigError(f"windows must be >= 1; got {arguments.windows}")
-    variables = restored.state.variables
+    variables = restored.state.averaged_variables
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     quality = loaded.task.quality
     heads = ["solve", "stop", quality, "mean nfe", "leak, mean", "leak, largest"]

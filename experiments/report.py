@@ -100,15 +100,21 @@ def evaluations_per_step(solver: Any) -> int | None:
 def write(
     run: Run, state: TrainState, directory: pathlib.Path, *, train_seconds: float
 ) -> dict[str, Any]:
-    """Evaluate, draw, write report.json and report.md into ``directory``; returns the report."""
+    """Evaluate, draw, write report.json and report.md into ``directory``; returns the report.
+
+    All with the averaged parameters, where the run has them.
+    """
     records = read_metrics(directory / workdir.METRICS_FILE)
     loop = run.config.loop
-    rows = evaluate_at(run.model, state.variables, run.task, budgets=loop.budgets, rtols=loop.rtols)
+    rows = evaluate_at(
+        run.model, state.averaged_variables, run.task, budgets=loop.budgets, rtols=loop.rtols
+    )
     by_kind = {k: [r for r in records if r["kind"] == k] for k in ("train", "spectrum")}
     report = {
         "steps": int(state.step),
         "train_seconds": round(train_seconds, 1),
         "seed": run.config.seed,
+        "ema": run.config.optimizer.ema,
         "data": run.task.data,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_skipped": int(state.skipped),
@@ -157,7 +163,8 @@ def table(rows: Sequence[dict[str, Any]], *, key: str = "stop") -> Table:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    radius = report["spectral_radius_mean"]
+    radius, ema = report["spectral_radius_mean"], report.get("ema")  # not in older reports
+    average = "" if ema is None else f"; measured with averaged parameters (ema {ema:g})"
     solve = ""
     if radius is not None:
         solve = f", backward nfe {report['nfe_backward']:.1f}; spectral radius {radius:.2f}"
@@ -165,7 +172,7 @@ def _summary(report: dict[str, Any]) -> str:
         f"{report['steps']} steps in {report['train_seconds']:.0f} s, {report['parameters']:,} "
         f"parameters, {report['steps_skipped']} steps skipped; a step: "
         f"{report['step_seconds']:.3f} s, {report['step_temporary_mib']:.0f} MiB of temporary "
-        f"memory{solve}"
+        f"memory{solve}{average}"
     )
 
 
@@ -231,7 +238,9 @@ def _images(run: Run, state: TrainState) -> dict[str, Figure]:
 
     def judged(model: Any) -> Evaluation:
         step = eval_step(model, task)
-        return evaluate_samples(step, state.variables, task.test, batch_size=task.test_batch_size)
+        return evaluate_samples(
+            step, state.averaged_variables, task.test, batch_size=task.test_batch_size
+        )
 
     if task.scored is None or task.labels_pixels:
         predicted = np.asarray(judged(run.model).predicted)
@@ -280,5 +289,5 @@ def _trace(run: Run, state: TrainState, rtol: float) -> np.ndarray:
         ).trace
 
     inputs = run.task.test_inputs(run.task.test_batch_size)
-    trace = np.asarray(solve(state.variables, inputs))
+    trace = np.asarray(solve(state.averaged_variables, inputs))
     return trace.reshape(len(trace), -1)

@@ -68,7 +68,7 @@ def run(arguments: Arguments) -> int:
             raise ConfigError(f"stop must be one token; got {len(stop)}: {arguments.stop!r}")
         stop_token = int(stop[0])
     options = {"sampling": _sampling(arguments), "stop_token": stop_token}
-    variables = restored.state.variables
+    variables = restored.state.averaged_variables
 
     @jax.jit
     def first(variables, prompt):

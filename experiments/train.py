@@ -30,14 +30,22 @@ from jdeq.training import (
     Checkpoints,
     JsonLines,
     Loop,
+    NonFiniteError,
     Phase,
+    Profile,
+    Sink,
     StopRequest,
     TensorBoard,
     Terminal,
     TrainState,
+    Watch,
+    count_flops,
     equilibrium_of,
+    peak_flops,
 )
 from jdeq.training.metrics import Metrics
+
+Hook = Callable[[TrainState], tuple[str, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +112,9 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             )
         if restored:
             say(f"resuming {directory} at step {start} of {run.total_steps}")
-        sinks = (
-            []
-            if not primary
-            else [
+        sinks: list[Sink] = []
+        if primary:
+            sinks = [
                 JsonLines(directory / workdir.METRICS_FILE, start_step=start),
                 TensorBoard(directory / workdir.TENSORBOARD, start_step=start),
                 Terminal(
@@ -116,12 +123,17 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
                     steps_per_epoch=run.task.batches.batches_per_epoch,
                     console=console,
                 ),
+                *([watch(run, say)] if run.implicit else []),
             ]
-        )
         try:
-            state = make_loop(run).run(
+            state = make_loop(run, directory).run(
                 state, checkpoints=checkpoints, sinks=sinks, stop=stop, extra=extra
             )
+        except NonFiniteError as error:
+            if not primary:
+                raise
+            where = workdir.write_nonfinite(directory, error.steps, config.seed)
+            raise NonFiniteError(f"{error}\n{where}", error.steps) from error
         finally:
             for sink in sinks:
                 sink.close()
@@ -150,8 +162,22 @@ def claim(directory: pathlib.Path, config: ExperimentConfig) -> None:
         multihost_utils.sync_global_devices(f"claim {turn}")
 
 
-def make_loop(run: Run) -> Loop:
-    """The loop of ``run``: pre-training, then the equilibrium, with its hooks."""
+def watch(run: Run, say: Callable[[str], None]) -> Watch:
+    """Looks out for rises in the training of ``run``, once it solves for the equilibrium."""
+    per_step = report.evaluations_per_step(run.model.solver)
+    pretrain, loop = run.config.pretrain.steps, run.config.loop
+    return Watch(
+        budget=per_step and per_step * run.model.max_steps,
+        # the first record after a pre-training may sum up steps of it
+        start=pretrain + loop.log_every - 1 if pretrain else 0,
+        report=say,
+    )
+
+
+def make_loop(run: Run, directory: pathlib.Path | None = None) -> Loop:
+    """The loop of ``run``: pre-training, then the equilibrium, with its hooks; ``directory`` is
+    where a trace goes, if one is asked for.
+    """
     config = run.config.loop
     items, items_per_step = run.task.items
     jitter = config.budget_jitter
@@ -159,16 +185,21 @@ def make_loop(run: Run) -> Loop:
     if jitter:
         budgets = range(run.model.max_steps - jitter, run.model.max_steps + jitter + 1)
         models = [run.model.clone(max_steps=budget) for budget in budgets]
-    steps = [run.train_step(model) for model in models]
+    steps = [count_flops(run.train_step(model), model) for model in models]
     phases = [Phase(until=run.total_steps, steps=steps, seed=run.config.seed)]
     if run.config.pretrain.steps:
         step = run.train_step(run.pretrain_model)
         pretrain = Phase(until=run.config.pretrain.steps, steps=[step])
         phases.insert(0, pretrain)
     tested = Tested(run)
-    hooks = [(config.test_every, tested.hook)]
+    hooks: list[tuple[int, Hook]] = [(config.test_every, tested.hook)]
     if run.implicit:
         hooks.append((config.spectrum_every, spectrum_hook(run)))
+    profile = None
+    if directory is not None and config.profile_from is not None:
+        profile = Profile(
+            directory / workdir.PROFILE, start=config.profile_from, steps=config.profile_steps
+        )
     return Loop(
         phases=phases,
         batch_at=run.batch_at,
@@ -182,11 +213,15 @@ def make_loop(run: Run) -> Loop:
         learning_rate=run.learning_rate,
         quality=tested.quality,
         restarts=getattr(run.task.batches, "starts", lambda position: False),
+        profile=profile,
+        peak_flops=config.peak_flops or peak_flops(jax.devices()[0]),
     )
 
 
 class Tested:
-    """Loss, quality, evaluations and residual on the test examples, with the training solver."""
+    """Loss, quality, evaluations and residual on the test examples, with the training solver and
+    the averaged parameters where the run has them.
+    """
 
     def __init__(self, run: Run):
         self._task = run.task
@@ -195,7 +230,7 @@ class Tested:
 
     def hook(self, state: TrainState) -> tuple[str, Metrics]:
         """For the loop."""
-        measures = self._task.evaluate(self._step, state.variables)
+        measures = self._task.evaluate(self._step, state.averaged_variables)
         self._latest = int(state.step), measures
         return "test", measures
 
@@ -218,7 +253,7 @@ def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
         return spectral_radius(f, params, z, x, jax.random.key(0))
 
     def hook(state):
-        values = jax.device_get(radii(state.variables))
+        values = jax.device_get(radii(state.averaged_variables))
         names = ("mean", "min", "max")
         return "spectrum", {f"spectral_radius_{n}": float(getattr(values, n)()) for n in names}
 

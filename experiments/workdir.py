@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import shlex
+from collections.abc import Sequence
+from typing import Any
 
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import differences, read_config
@@ -15,6 +19,8 @@ REPORT_FILE = "report.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 EXPORT_FILE = "model.jaxexport"
+PROFILE = "profile"
+NONFINITE_FILE = "nonfinite.json"
 
 
 def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
@@ -55,6 +61,42 @@ def write_bytes(path: pathlib.Path, content: bytes | bytearray) -> None:
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_bytes(content)
     os.replace(scratch, path)
+
+
+def write_nonfinite(workdir: pathlib.Path, steps: Sequence[dict[str, Any]], seed: int) -> str:
+    """Write which steps a run was given up on; returns a sentence that says so.
+
+    Args:
+      steps: as `jdeq.training.NonFiniteError` has them; their metrics that are not finite are
+        written as strings.
+      seed: of the run.
+    """
+    again = shlex.join(["python", "-m", "experiments.replay", "--workdir", str(workdir)])
+
+    def readable(metrics: dict[str, float]) -> dict[str, float | str]:
+        return {n: v if math.isfinite(v) else str(v) for n, v in metrics.items()}
+
+    written = [step | {"metrics": readable(step["metrics"])} for step in steps]
+    path = workdir / NONFINITE_FILE
+    write_text(path, json.dumps({"replay": again, "seed": seed, "steps": written}, indent=2) + "\n")
+    return f"These steps are in {path}. Find the samples at fault with: {again}"
+
+
+def read_nonfinite(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The steps that `write_nonfinite` wrote.
+
+    Raises:
+      ConfigError: if there are none that can be read.
+    """
+    path = workdir / NONFINITE_FILE
+    try:
+        return json.loads(path.read_text())["steps"]
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is missing: no run there was given up on steps that were not finite"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error!r}") from error
 
 
 def read_report(workdir: pathlib.Path) -> dict | None:

@@ -83,9 +83,8 @@ def iterate(
         sound = tree.finite(z0, ndim)
         z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
     state = solver.init(f, z0, ndim=ndim)
-    scale = None
-    for _ in range(2):
-        absolute, size, scale = _measure(state, ndim, scale)
+    _, _, scale = _measure(state, ndim, None)
+    absolute, size, scale = _measure(state, ndim, scale)
     reference = jnp.maximum(absolute + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(size, jnp.int32)

@@ -58,10 +58,14 @@ class Implicit(TangentRule):
         if self.max_steps is not None:
             require_integer("jdeq.Implicit", "max_steps", self.max_steps, 1)
 
+    def adjoint_solver(self, forward: Solver) -> Solver:
+        """What solves the adjoint (and tangent) system where ``forward`` solves for the state."""
+        if self.solver is not None:
+            return self.solver
+        return forward if isinstance(forward, _LINEAR) else Anderson()
+
     def tangent(self, problem: Problem, at: Point, tangents: list, probe) -> PyTree:
-        solver = self.solver or problem.solver
-        if self.solver is None and not isinstance(solver, _LINEAR):
-            solver = Anderson()
+        solver = self.adjoint_solver(problem.solver)
 
         def solve(operator: Map, b: PyTree) -> tuple[PyTree, SolverStats]:
             return affine_solve(

@@ -20,6 +20,13 @@ class Equilibrium(NamedTuple):
     z: PyTree
 
 
+class Solve(NamedTuple):
+    """A DEQ that a model called, and the problem it posed."""
+
+    deq: DEQ
+    problem: Equilibrium
+
+
 def equilibrium_of(
     model: nn.Module, variables: dict[str, PyTree], *inputs: Any, mutable: Sequence[str] = ()
 ) -> Equilibrium:
@@ -33,19 +40,28 @@ def equilibrium_of(
       ValueError: if the model calls no DEQ.
     Cost: one evaluation of the model; jit drops what is not used of it.
     """
-    found: list[Equilibrium] = []
+    found = solves_of(model, variables, *inputs, mutable=mutable)
+    if not found:
+        raise ValueError("jdeq.training.equilibrium_of: the model calls no jdeq.linen.DEQ")
+    return found[0].problem
+
+
+def solves_of(
+    model: nn.Module, variables: dict[str, PyTree], *inputs: Any, mutable: Sequence[str] = ()
+) -> list[Solve]:
+    """As `equilibrium_of`, of all that the model calls, in order."""
+    found: list[Solve] = []
 
     def watch(call, args, kwargs, context):
         out = call(*args, **kwargs)
-        if isinstance(context.module, DEQ) and context.method_name == "__call__" and not found:
+        if isinstance(context.module, DEQ) and context.method_name == "__call__":
             cell, params = context.module.cell.unbind()
             x = args[0]
             z0 = initial_state(cell, x)
-            found.append(Equilibrium(lambda p, z, x: cell.apply(p, z, x), params, z0, x, out.z))
+            problem = Equilibrium(lambda p, z, x: cell.apply(p, z, x), params, z0, x, out.z)
+            found.append(Solve(context.module, problem))
         return out
 
     with nn.intercept_methods(watch):
         model.apply(variables, *inputs, mutable=list(mutable))
-    if not found:
-        raise ValueError("jdeq.training.equilibrium_of: the model calls no jdeq.linen.DEQ")
-    return found[0]
+    return found

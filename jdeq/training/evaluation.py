@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jdeq.data import IGNORED, Dataset, OrderedImageBatches, padded_batches, prefetched
-from jdeq.training.step import EvalStep, Evaluation
+from jdeq.training.eval_step import EvalStep, Evaluation
 from jdeq.types import Status, require_integer
 
 

@@ -11,14 +11,26 @@ import numpy as np
 
 from jdeq.regularizers import JacobianSchedule
 from jdeq.training.checkpoints import Checkpoints
+from jdeq.training.hardware import peak_memory
 from jdeq.training.metrics import Metrics, Sink, summarize
+from jdeq.training.profiling import Profile
 from jdeq.training.state import TrainState
 from jdeq.training.step import TrainStep
 from jdeq.training.stop import StopRequest
 
 
 class NonFiniteError(RuntimeError):
-    """Training was given up after too many non-finite steps in a row."""
+    """Training was given up after too many non-finite steps in a row.
+
+    Args:
+      message: for the user.
+      steps: what to replay them by, in order: "position", "phase" (which of the loop's), "weight",
+        "penalize" and "metrics" of each; those before a resumption are not among them.
+    """
+
+    def __init__(self, message: str, steps: Sequence[dict[str, Any]] = ()):
+        super().__init__(message)
+        self.steps = list(steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,9 @@ class Loop:
       restarts: whether the data at a position does not go on from the position before it: the
         collection "memory" of the model is emptied there.
       learning_rate: by step, before a plateau's scale; for the record only.
+      profile: a trace of some steps; None: none.
+      peak_flops: operations a second that a device could do, for "mfu", the share of it that the
+        "flops" of the steps are (`count_flops`); None: without it.
     """
 
     phases: Sequence[Phase]
@@ -81,6 +96,8 @@ class Loop:
     learning_rate: Callable[[int], Any]
     quality: Callable[[TrainState], float | None] = lambda state: None
     restarts: Callable[[int], bool] = lambda position: False
+    profile: Profile | None = None
+    peak_flops: float | None = None
 
     def run(
         self,
@@ -108,19 +125,25 @@ class Loop:
         """
         total = self.phases[-1].until
         begin = time.perf_counter() - extra["train_seconds"]
-        position, records = int(state.step), []
+        position, records, skipped = int(state.step), [], []
         stopped = False
         while position < total and not stopped:
-            state, metrics = self._step(state, position)
+            if self.profile:
+                self.profile.before(position)
+            state, metrics = self.step(state, position)
+            skipped = [*skipped, (position, metrics)] if int(state.skipped_in_row) else []
             position += 1
             stopped = stop.reached(position)
             records.append(metrics)
             if int(state.skipped_in_row) >= self.max_skipped:
+                if self.profile:
+                    self.profile.close()
                 checkpoints.finish()
-                raise NonFiniteError(self._non_finite_report(state, metrics))
+                message = self._non_finite_report(state, metrics)
+                raise NonFiniteError(message, [self._to_replay(*step) for step in skipped])
             if position % self.log_every == 0 or position == total or stopped:
                 for sink in sinks:
-                    sink.write(position, "train", self._record(records, position))
+                    sink.write(position, "train", self._record(records, state))
                 records = []
             for every, hook in self.hooks:
                 if position == total or (position % every == 0 and not stopped):
@@ -130,13 +153,16 @@ class Loop:
             if position % self.save_every == 0 and position < total and not stopped:
                 extra["train_seconds"] = time.perf_counter() - begin
                 checkpoints.save(state, extra, quality=self.quality(state))
+        if self.profile:
+            self.profile.close()
         extra["train_seconds"] = time.perf_counter() - begin
         checkpoints.save(state, extra, quality=self.quality(state))
         checkpoints.finish()
         return state
 
-    def _step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
-        phase = next(phase for phase in self.phases if position < phase.until)
+    def step(self, state: TrainState, position: int) -> tuple[TrainState, Metrics]:
+        """The step at ``position``, waited for; ``state`` is donated."""
+        phase = self.phases[self._phase_at(position)]
         start = time.perf_counter()
         if "memory" in state.model_state and self.restarts(position):
             empty = jax.tree.map(jnp.zeros_like, state.model_state["memory"])
@@ -152,12 +178,29 @@ class Loop:
         values["step_seconds"] = time.perf_counter() - start
         return state, values
 
-    def _record(self, records: list[Metrics], position: int) -> Metrics:
+    def _phase_at(self, position: int) -> int:
+        return next(n for n, phase in enumerate(self.phases) if position < phase.until)
+
+    def _to_replay(self, position: int, metrics: Metrics) -> dict[str, Any]:
+        return {
+            "position": position,
+            "phase": self._phase_at(position),
+            "weight": float(self.schedule.weight_at(position)),
+            "penalize": bool(self.schedule.active(position)),
+            "metrics": metrics,
+        }
+
+    def _record(self, records: list[Metrics], state: TrainState) -> Metrics:
         record = summarize(records)
         record[f"{self.items}_per_second"] = self.items_per_step / record["step_seconds"]
         scale = record.pop("learning_rate_scale")
-        record["learning_rate"] = float(self.learning_rate(position - 1)) * scale
-        return record
+        record["learning_rate"] = float(self.learning_rate(int(state.step) - 1)) * scale
+        if "flops" in record:
+            record["flops_per_second"] = record.pop("flops") / record["step_seconds"]
+            if self.peak_flops is not None:
+                devices = len(state.step.sharding.device_set)
+                record["mfu"] = record["flops_per_second"] / (self.peak_flops * devices)
+        return record | peak_memory()
 
     def _non_finite_report(self, state: TrainState, metrics: Metrics) -> str:
         last = int(state.step) - 1

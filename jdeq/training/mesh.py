@@ -36,7 +36,7 @@ def make_mesh(
         the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     for name, size in sizes.items():
         if size != -1:
             require_integer("jdeq.training.make_mesh", name, size, 1)

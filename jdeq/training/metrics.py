@@ -178,7 +178,8 @@ class _Bar(Progress):
 
 def train_line(metrics: Metrics) -> str:
     """The metrics of some training steps in one line."""
-    rate = next(name for name in metrics if name.endswith("_per_second"))
+    rates = (name for name in metrics if name.endswith("_per_second"))
+    rate = next(name for name in rates if name != "flops_per_second")
     skipped = f"  skipped {metrics['count_skipped']:.0f}" if metrics["count_skipped"] else ""
     accuracy = f"acc {metrics['accuracy']:6.1%}  " if "accuracy" in metrics else ""
     return (

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
+from jdeq.training.averaging import averaged_params
+
 PyTree = Any
 
 
@@ -28,6 +30,15 @@ class TrainState(NamedTuple):
     def variables(self) -> dict[str, PyTree]:
         """What ``model.apply`` takes."""
         return {"params": self.params, **self.model_state}
+
+    @property
+    def averaged_variables(self) -> dict[str, PyTree]:
+        """The same with the average of the parameters, where the optimiser keeps one.
+
+        Running statistics of a normalisation remain those of the parameters themselves.
+        """
+        average = averaged_params(self.opt_state)
+        return self.variables if average is None else self.variables | {"params": average}
 
 
 def make_init(

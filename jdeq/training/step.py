@@ -1,20 +1,18 @@
-"""One step of training and one of evaluation: pure, jitted."""
+"""One step of training: pure, jitted."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+import functools
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from jdeq.data import Dataset
 from jdeq.fixed_point import backward_probe
-from jdeq.training.losses import LossFn, LossOutput, score, score_losses
+from jdeq.training.losses import LossFn, LossOutput
 from jdeq.training.mesh import BATCH_AXES, Layout
 from jdeq.training.state import TrainState
-from jdeq.types import Status, require_integer
+from jdeq.types import Status
 
 PyTree = Any
 
@@ -58,10 +56,10 @@ def make_train_step(
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy (if known), penalty (if asked for), nfe_forward (mean),
-      residual_max, one count for each `Status` (count_converged, ...), nfe_backward (mean) and
-      residual_backward (largest) as the backward solve reported them, grad_norm (before clipping),
-      count_skipped, learning_rate_scale (what optax.contrib.reduce_on_plateau has brought it to;
-      else 1).
+      residual_mean, residual_max, one count for each `Status` (count_converged, ...), nfe_backward
+      (mean) and residual_backward (largest) as the backward solve reported them, grad_norm (before
+      clipping), count_skipped, learning_rate_scale (what optax.contrib.reduce_on_plateau has
+      brought it to; else 1).
     """
 
     if local_stop and layout is None:
@@ -95,8 +93,7 @@ def make_train_step(
         )
         return out, grads, probe
 
-    def by_parts(params, model_state, batch, key, weight, penalize):
-        assert layout is not None
+    def by_parts(layout: Layout, params, model_state, batch, key, weight, penalize):
         if "batch_stats" in model_state:
             raise ValueError(
                 "jdeq.training.make_train_step: local_stop must be False for a model with batch "
@@ -120,19 +117,20 @@ def make_train_step(
             return out, grads, jnp.stack([mean, worst])
 
         rows, whole = jax.P(BATCH_AXES), jax.P()
+        placed: Any = LossOutput
         return jax.shard_map(
             part,
             mesh=layout.mesh,
             axis_names=set(BATCH_AXES),
             in_specs=(whole, rows, rows, whole, whole),
-            out_specs=(LossOutput(whole, whole, whole, whole, rows, rows), whole, whole),
+            out_specs=(placed(whole, whole, whole, whole, rows, rows), whole, whole),
             check_vma=False,  # gradients are then those of a part, and summed once, above
         )(params, model_state, batch, key, weight)
 
     def step(state: TrainState, batch, weight, *, penalize):
         key = jax.random.fold_in(state.key, state.step)
         params = state.params if layout is None else layout.gathered(state.params)
-        gradient = by_parts if local_stop else differentiate
+        gradient = functools.partial(by_parts, layout) if layout and local_stop else differentiate
         out, grads, backward = gradient(params, state.model_state, batch, key, weight, penalize)
         total = out.loss_nats + weight * out.penalty
         grad_norm = optax.tree.norm(grads)
@@ -161,6 +159,7 @@ def make_train_step(
             "loss_nats": out.loss_nats,
             "nfe_forward": out.stats.nfe.mean(),
             "nfe_backward": backward[0],
+            "residual_mean": out.stats.residual.mean(),
             "residual_max": out.stats.residual.max(),
             "residual_backward": backward[1],
             "grad_norm": grad_norm,
@@ -207,102 +206,3 @@ def _learning_rate_scale(opt_state: optax.OptState) -> Float[Array, ""]:
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, plateau))
     found = [part.scale for part in parts if isinstance(part, plateau)]
     return jnp.asarray(found[0] if found else 1.0, jnp.float32)
-
-
-class Evaluation(NamedTuple):
-    """One entry a label for the first four; one a sample, or a position where the model solves
-    causally, for the others.
-    """
-
-    loss_nats: Float[Array, " *labels"]
-    correct: Bool[Array, " *labels"] | None  # None where the model gives losses only
-    counted: Bool[Array, " *labels"]  # False where the label is IGNORED
-    predicted: Int[Array, " *labels"] | None
-    nfe: Int[Array, " *samples"]
-    residual: Float[Array, " *samples"]
-    status: Int[Array, " *samples"]
-
-
-EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
-
-
-def make_eval_step(
-    model: nn.Module,
-    *,
-    segment: int | None = None,
-    by_labels: bool = False,
-    layout: Layout | None = None,
-) -> EvalStep:
-    """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages.
-
-    Args:
-      model: called as ``model(inputs) -> (logits, solution)``.
-      segment: a sequence model reads the inputs [batch, length] so many positions at a time, with
-        what it keeps of one in its collection "memory" for the next, and nothing before the first;
-        divides ``length``. None: all at once and without memory.
-      by_labels: as of `cross_entropy_loss`.
-      layout: as of `make_train_step`. The batch, whole in every process, is split where its rows
-        divide; the results come out whole.
-    Raises:
-      ValueError: if ``segment`` is no integer >= 1; when called, if it does not divide the length.
-    """
-    if segment is not None:
-        require_integer("jdeq.training.make_eval_step", "segment", segment, 1)
-
-    def call(variables, inputs, labels, **options) -> Any:
-        given = {"labels": labels} if by_labels else {}
-        return model.apply(variables, inputs, **given, **options)
-
-    def judge(outputs: Any, labels: Array) -> Evaluation:
-        out, solution = outputs
-        stats = solution.stats
-        return Evaluation(
-            **(score_losses if by_labels else score)(out, labels)._asdict(),
-            nfe=stats.nfe,
-            residual=stats.residual,
-            status=stats.status,
-        )
-
-    def whole(variables, batch):
-        labels = jnp.asarray(batch.labels)
-        return judge(call(variables, batch.inputs, labels), labels)
-
-    def jitted(evaluate):
-        if layout is None:
-            return jax.jit(evaluate)
-
-        def spread(variables, batch):
-            params = layout.gathered(variables["params"])
-            if len(batch.labels) % layout.batch_parts == 0:
-                batch = jax.lax.with_sharding_constraint(batch, layout.batch)
-            return evaluate({**variables, "params": params}, batch)
-
-        return jax.jit(spread, out_shardings=layout.replicated)
-
-    if segment is None:
-        return jitted(whole)
-
-    def by_segment(variables, batch):
-        variables = {name: value for name, value in variables.items() if name != "memory"}
-        inputs, labels = (_segments(leaf, segment) for leaf in batch)
-
-        def read(memory, part):
-            known = variables | ({"memory": memory} if memory else {})
-            outputs, kept = call(known, *part, mutable=["memory"])
-            return kept.get("memory", {}), judge(outputs, part[1])
-
-        shapes, _ = jax.eval_shape(read, {}, (inputs[0], labels[0]))
-        empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        _, parts = jax.lax.scan(read, empty, (inputs, labels))
-        return jax.tree.map(lambda a: jnp.concatenate(list(jnp.atleast_3d(a)), axis=1), parts)
-
-    return jitted(by_segment)
-
-
-def _segments(a: Int[Array, "batch length"], segment: int) -> Int[Array, "segments batch segment"]:
-    if a.shape[1] % segment:
-        raise ValueError(
-            f"jdeq.training.make_eval_step: segment must divide the length of the inputs "
-            f"({a.shape[1]}); got {segment}"
-        )
-    return jnp.moveaxis(jnp.asarray(a).reshape(len(a), -1, segment), 1, 0)

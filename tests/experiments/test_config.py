@@ -93,6 +93,8 @@ def test_help_lists_the_runs_and_the_fields(capsys):
         (["--splitting.kind", "forward_backward"], "splitting", "a MDEQConfig is none"),
         (["--splitting.step", "0.5"], "splitting.step", "needs a splitting.kind"),
         (["--optimizer.schedule", "plateau"], "optimizer.plateau_factor", "must be given with"),
+        (["--loop.profile-from", "560"], "loop.profile_from", "must be < 560, the length"),
+        (["--optimizer.accumulate", "3"], "optimizer.accumulate", "(560); got 3"),
         (["--loop.steps", "0"], "loop.steps", "must be >= 1; got 0"),
         (["--loop.budgets", "2", "0"], "loop.budgets", "must be >= 1; got (2, 0)"),
         (["--loop.rtols", "2.0"], "loop.rtols", "must lie in (0, 1); got (2.0,)"),

@@ -7,8 +7,7 @@ import pytest
 
 from experiments.image_data import CityscapesData, ImageNetData, ReadAhead, ScenesData
 from jdeq.data import IGNORED, IMAGENET, Dataset, Example, ImageBatches
-from jdeq.training import evaluate
-from jdeq.training.step import Evaluation
+from jdeq.training import Evaluation, evaluate
 
 
 def test_imagenet_is_read_on_the_way_and_all_of_it_scored(prepared):

@@ -10,7 +10,6 @@ import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -27,8 +26,9 @@ SMALL = (
     "--model.channels 4 --model.head-channels 2 --model.head-features 8 --model.expansion 1 "
     "--model.groups 2 --data.batch-size 128 --data.max-shift 1 --loop.steps 33 "
     "--loop.save-every 11 --loop.test-every 22 --loop.spectrum-every 22 --loop.log-every 1 "
-    "--loop.spectrum-examples 4 --loop.budgets 1 2 --loop.rtols 0.1 "
-    "--optimizer.warmup-steps 5 --pretrain.steps 6 --pretrain.evaluations 2 "
+    "--loop.spectrum-examples 4 --loop.profile-from 8 --loop.profile-steps 1 "
+    "--loop.budgets 1 2 --loop.rtols 0.1 "
+    "--optimizer.warmup-steps 5 --optimizer.ema 0.9 --pretrain.steps 6 --pretrain.evaluations 2 "
     "--solver.depth 2 --solver.max-steps 4 --gradient.max-steps 4 --regularizer.probability 1.0"
 ).split()
 STEPS = 33
@@ -89,6 +89,7 @@ def test_a_finished_run_left_everything(finished):
     assert names == {
         "config.json", "checkpoints", "metrics.jsonl", "tensorboard", "report.json", "report.md",
         "training.png", "solver.png", "equilibrium.png", "confusion.png", "difficulty.png",
+        "profile",
     }  # fmt: skip
     records = read_metrics(finished / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, STEPS + 1))
@@ -103,7 +104,8 @@ def test_a_finished_run_left_everything(finished):
     assert (one["nfe_forward"], two["nfe_forward"]) == (1, 2)
     assert two["residual_mean"] < one["residual_mean"]
     assert tolerance["converged"] == 1 and tolerance["residual_max"] <= tolerance["rtol"]
-    assert "| after 2 |" in (finished / "report.md").read_text()
+    text = (finished / "report.md").read_text()
+    assert "| after 2 |" in text and "averaged parameters (ema 0.9)" in text
 
 
 def test_a_finished_run_again_only_reports(finished, capsys):

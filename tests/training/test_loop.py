@@ -66,10 +66,10 @@ def test_loss_falls_and_metrics_are_complete(tmp_path):
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     names = set().union(*(metrics for _, _, metrics in rows))
     assert names == {
-        "loss_nats", "accuracy", "penalty", "nfe_forward", "nfe_backward", "residual_max",
-        "residual_backward", "grad_norm", "count_skipped", "count_converged", "count_max_steps",
-        "count_nonfinite", "count_diverged", "step_seconds", "examples_per_second",
-        "learning_rate",
+        "loss_nats", "accuracy", "penalty", "nfe_forward", "nfe_backward", "residual_mean",
+        "residual_max", "residual_backward", "grad_norm", "count_skipped", "count_converged",
+        "count_max_steps", "count_nonfinite", "count_diverged", "step_seconds",
+        "examples_per_second", "learning_rate", "host_peak_mib",
     }  # fmt: skip
     last = rows[-1][2]
     assert last["nfe_forward"] > 1 and last["nfe_backward"] > 1 and last["residual_backward"] > 0
