@@ -110,6 +110,8 @@ class Task:
     def rows(self, rows: slice) -> Batches:
         """Only these rows of each training batch, one of the equal blocks that it divides into."""
         size = rows.stop - rows.start
+        if size == self.batches.batch_size:
+            return self.batches
         shards = {"shard": rows.start // size, "num_shards": self.batches.batch_size // size}
         batches: Any = self.batches
         if hasattr(batches, "part"):

@@ -55,7 +55,8 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(str(error)) from error
     console.print(
         f"{arguments.workdir}: step {int(restored.state.step)} of {loaded.total_steps}, "
-        f"{task.test_examples} test examples"
+        f"{task.test_examples} test examples",
+        soft_wrap=True,
     )
     console.print(report.table(rows))
     return 0

@@ -1,5 +1,7 @@
 """A status says what is true: checked against residuals recomputed in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -295,3 +297,60 @@ def test_states_whose_squares_leave_the_range_of_floats(solver, scale):
     )
     assert np.all(sol.stats.status == Status.CONVERGED)
     np.testing.assert_allclose(sol.z / scale, 2.0, rtol=1e-4)
+
+
+def test_what_shrinks_out_of_the_range_of_squares_is_not_taken_for_nothing():
+    """1e-24 of a sudden, where f doubles: its squares are 0 in float32, its residual is not."""
+
+    def f(_, z, x):
+        return jnp.where(jnp.abs(z) > 0.5, 1e-24 * x, 2.0 * z)
+
+    x = jnp.ones((2, 4))
+    sol = jdeq.fixed_point(f, None, x, x, solver=jdeq.Picard(), max_steps=8)
+    assert sol.stats.status.tolist() == [Status.MAX_STEPS] * 2
+    np.testing.assert_allclose(sol.stats.residual, 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(sol.stats.nfe, 8)
+
+
+def test_zero_after_one_is_found_to_be_solved():
+    sol = jdeq.fixed_point(lambda _, z, x: 0 * z, None, jnp.ones((2, 4)), 0.0, solver=jdeq.Picard())
+    assert sol.stats.status.tolist() == [Status.CONVERGED] * 2
+    np.testing.assert_array_equal(sol.z, 0)
+    assert np.all(sol.stats.residual == 0) and np.all(sol.stats.nfe <= 4)
+
+
+@pytest.mark.parametrize(
+    ("solver", "causal", "gradient"),
+    [
+        (jdeq.Picard(), True, jdeq.Implicit()),
+        (jdeq.Anderson(), False, jdeq.Implicit()),
+        (jdeq.Anderson(), True, jdeq.Unrolled()),
+        (jdeq.Broyden(), False, jdeq.Implicit()),
+    ],
+    ids=str,
+)
+def test_testing_less_often_changes_no_result(solver, causal, gradient):
+    weight = jnp.array([0.2, 0.5, 0.8])[:, None, None]  # samples that need 5 to 30 steps
+    z0, x = jnp.zeros((3, 2, 4)), jax.random.normal(jax.random.key(0), (3, 2, 4))
+
+    def solve(weight, x, test_every):
+        sol = jdeq.fixed_point(
+            lambda w, z, x: jnp.tanh(w * z + x), weight, z0, x, solver=solver, gradient=gradient,
+            rtol=1e-4, max_steps=30, causal=causal, test_every=test_every, trace=True,
+        )  # fmt: skip
+        return jnp.sum(sol.z**2), sol
+
+    one, *others = (
+        jax.jit(jax.value_and_grad(solve, has_aux=True), static_argnums=2)(weight, x, every)
+        for every in (1, 7, 30)
+    )
+    for other in others:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), one, other)
+
+
+@pytest.mark.parametrize("test_every", [0, 1.5, True])
+def test_test_every_must_be_a_positive_integer(test_every):
+    with pytest.raises(ValueError, match="test_every must be"):
+        jdeq.fixed_point(
+            lambda p, z, x: z, None, jnp.zeros((1, 1)), jnp.zeros(1), test_every=test_every
+        )

@@ -107,7 +107,7 @@ def test_few_of_the_test_images_make_no_confusion(monkeypatch, prepared):
     run.implicit = True
     found = types.SimpleNamespace(predicted=task.test.labels, nfe=np.array([3, 5]))
     monkeypatch.setattr(report, "evaluate_samples", lambda *args, **options: found)
-    state = types.SimpleNamespace(variables={})
+    state = types.SimpleNamespace(averaged_variables={})
     figures = report._images(run, state)
     assert set(figures) == {"difficulty", "segmentation"}
     assert figures["difficulty"].get_suptitle() == "first 2 test images"

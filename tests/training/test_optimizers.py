@@ -133,7 +133,8 @@ def quadratic(params, model_state, batch, *, key, probe, penalize):
     losses = jnp.square(batch.inputs @ params["w"] - batch.labels)
     zeros = jnp.zeros(len(losses))
     stats = SolverStats(zeros.astype(jnp.int32), zeros, zeros.astype(jnp.int32))
-    return LossOutput(losses.mean(), probe.sum(), None, stats, model_state)
+    count = jnp.int32(len(losses))
+    return LossOutput(losses.mean(), probe.sum(), None, count, stats, model_state)
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,9 @@ def test_confusion_and_intersection_over_union():
 def test_first_signal_asks_second_interrupts():
     previous = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
-        assert not stop and stop.name is None
+        assert not stop.reached(1) and stop.name is None
         signal.raise_signal(signal.SIGINT)
-        assert stop and stop.name == "SIGINT"
+        assert stop.reached(2) and stop.name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is previous
