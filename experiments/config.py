@@ -180,7 +180,8 @@ class MeshConfig:
     tensor: int = 1
     """Devices that split the matrices of a layer."""
     local_stop: bool = False
-    """Each part of a batch is solved until its own samples are done."""
+    """Each device solves and scores its part of a batch by itself, and the gradients are summed:
+    nothing is communicated within a solve. Not for models with batch statistics."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters, norms and losses are float32."""
 

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers", "reversible", "models")
+SUITES = ("solvers", "reversible", "models", "sharding")
 
 
 def main() -> None:

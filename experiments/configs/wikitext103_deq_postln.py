@@ -18,6 +18,7 @@ from experiments.config import (
     ExperimentConfig,
     GradientConfig,
     LoopConfig,
+    MeshConfig,
     OptimizerConfig,
     PretrainConfig,
     SolverConfig,
@@ -34,6 +35,8 @@ CONFIG = ExperimentConfig(
     gradient=GradientConfig(kind="implicit", solver="broyden", rtol=1e-4, max_steps=35),
     optimizer=OptimizerConfig(learning_rate=2.5e-4, warmup_steps=16_000, clip_norm=0.25),
     pretrain=PretrainConfig(steps=32_000, evaluations=2),
+    # The softmax sorts its tokens by cluster: each device its own, not all of them together.
+    mesh=MeshConfig(local_stop=True),
     loop=LoopConfig(
         steps=300_000,
         log_every=50,

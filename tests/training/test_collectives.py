@@ -1,51 +1,18 @@
 """What the devices tell each other, counted in the compiled training step at width 512."""
 
-import re
-
 import jax
 import pytest
 
 import jdeq
+from experiments.bench.collectives import collectives
 from jdeq.training import cross_entropy_loss, make_train_step
 from tests.training.test_sharding import BATCH, OPTIMIZER, Model, batch_at, initial_state, layout
-
-COLLECTIVE = re.compile(
-    r"= (\S+) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
-CALLED = re.compile(
-    r"(?:to_apply|body|condition|calls|true_computation|false_computation)=%?([\w.\-]+)"
-)
-BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
 def collectives_in_loops(program):
     """(kind, type) of every collective that a while loop of the HLO text reaches."""
-    computations, name = {}, ""
-    for line in program.splitlines():
-        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if start:
-            name = start.group(1)
-        computations.setdefault(name, []).append(line)
-
-    def called(line):
-        lists = (names.split(",") for names in BRANCHES.findall(line))
-        return [*CALLED.findall(line), *(n.strip().lstrip("%") for names in lists for n in names)]
-
-    waiting = [
-        child for lines in computations.values() for line in lines if " while(" in line
-        for child in called(line)
-    ]  # fmt: skip
-    assert waiting, "the program has no loop"
-    reached, found = set(), []
-    while waiting:
-        name = waiting.pop()
-        if name in reached:
-            continue
-        reached.add(name)
-        for line in computations.get(name, []):
-            waiting += called(line)
-            found += [match[::-1] for match in COLLECTIVE.findall(line)]
-    return found
+    assert " while(" in program
+    return [(c.kind, c.type) for c in collectives(program) if c.in_loop]
 
 
 def compiled(model, spread, *, penalize=False, **options):
