@@ -97,8 +97,11 @@ class Run:
             layout.rows(self.task.batches.batch_size)
         except ValueError as error:
             raise ConfigError(f"data.batch_size: {error}") from error
-        if self.config.mesh.local_stop and "batch_stats" in self.abstract_state().model_state:
-            raise ConfigError("mesh.local_stop must be False for a model with batch statistics")
+        state = set(self.abstract_state().model_state) - {"memory"}
+        if self.config.mesh.local_stop and state:
+            raise ConfigError(
+                f"mesh.local_stop must be False for a model with the state {sorted(state)}"
+            )
         return dataclasses.replace(self, layout=layout)
 
     @property

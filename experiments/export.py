@@ -74,7 +74,7 @@ def run(arguments: Arguments) -> int:
     task = _without_memory(loaded.task)
     here = export.default_export_platform()
     # On one device, or the program would be one for as many as the parameters are on.
-    variables = jax.device_put(jax.device_get(restored.state.variables), jax.devices()[0])
+    variables = jax.device_put(jax.device_get(restored.state.averaged_variables), jax.devices()[0])
     content = serialize(
         model, variables, task.test_inputs(1), platforms=arguments.platforms or (here,)
     )

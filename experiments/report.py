@@ -118,7 +118,7 @@ def write(
         "data": run.task.data,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_skipped": int(state.skipped),
-        "step_temporary_mib": _temporary_mib(run, state),
+        "step_temporary_mib": _temporary_mib(run),
         "step_seconds": statistics.median(
             r["step_seconds"] for r in records if r["kind"] == "train"
         ),
@@ -141,10 +141,10 @@ def write(
     return report
 
 
-def _temporary_mib(run: Run, state: TrainState) -> float:
+def _temporary_mib(run: Run) -> float:
     """What the compiler sets aside for a training step without the penalty."""
     step: Any = run.train_step(run.model)
-    lowered = step.lower(state, run.task.batches(0), 0.0, penalize=False)
+    lowered = step.lower(run.abstract_state(), run.task.batches(0), 0.0, penalize=False)
     return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
 
 

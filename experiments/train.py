@@ -145,7 +145,9 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             )
             return 0
     assert run.layout is not None
-    state = run.layout.local(state)
+    # What is reported on, whole and here: not the optimiser, which may be too large for that.
+    params = state.averaged_variables["params"]
+    state = run.layout.local(state._replace(params=params, opt_state=()))
     if primary:
         run = dataclasses.replace(run, layout=None)
         seconds = extra["train_seconds"]
@@ -185,7 +187,9 @@ def make_loop(run: Run, directory: pathlib.Path | None = None) -> Loop:
     if jitter:
         budgets = range(run.model.max_steps - jitter, run.model.max_steps + jitter + 1)
         models = [run.model.clone(max_steps=budget) for budget in budgets]
-    steps = [count_flops(run.train_step(model), model) for model in models]
+    steps = [run.train_step(model) for model in models]
+    if not run.config.mesh.local_stop:  # of which XLA counts one part
+        steps = [count_flops(step, m) for step, m in zip(steps, models, strict=True)]
     phases = [Phase(until=run.total_steps, steps=steps, seed=run.config.seed)]
     if run.config.pretrain.steps:
         step = run.train_step(run.pretrain_model)
@@ -294,4 +298,10 @@ def connect() -> None:
 
 if __name__ == "__main__":
     connect()
-    sys.exit(main())
+    code = main()
+    if code and jax.process_count() > 1:
+        # The others may be waiting for this process, and an orderly end for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

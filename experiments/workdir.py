@@ -34,7 +34,7 @@ def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
         raise ConfigError(f"workdir {workdir} is not a directory")
     path = workdir / CONFIG_FILE
     if path.exists():
-        found = read_config(path)
+        found = _on_the_devices_of(config, read_config(path))
         if found != config:
             lines = differences(dataclasses.asdict(config), dataclasses.asdict(found))
             raise ConfigError(
@@ -49,6 +49,12 @@ def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(path, config.to_json())
+
+
+def _on_the_devices_of(config: ExperimentConfig, found: ExperimentConfig) -> ExperimentConfig:
+    """``found`` on the mesh of ``config``: a run may go on on other devices."""
+    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
+    return dataclasses.replace(found, mesh=dataclasses.replace(found.mesh, **axes))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

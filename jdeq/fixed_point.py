@@ -70,6 +70,7 @@ def fixed_point(
         that share a batch have to agree on: where that takes long, test less often; at
         ``max_steps`` or more there is no test, and a solve takes all its steps. A sample that is
         done stays as it is either way: the results are the same, the steps after are for nothing.
+        (``Unrolled`` tests after every step or never.)
       probe: ``jdeq.backward_probe()``; its gradient is the report of the backward solve.
 
     Returns:

@@ -14,7 +14,8 @@ from jdeq.types import Map, Problem, Solution, Solver, SolverStats, Status
 
 _RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
-_SURE = 2.0**50  # a factor whose square is far inside the range of floats
+_SURE = 2.0**30  # how far norms may shrink in a step before their squares may be 0
+_PLAIN = (2.0**-20, 2.0**50)  # norms whose squares are taken as they are
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
@@ -32,7 +33,7 @@ class _Progress(NamedTuple):
     residual: Float[Array, " *batch"]  # its relative residual
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or _RUNNING
-    scale: Float[Array, " *batch"]  # a power of 2 that takes the latest norms to about 1
+    scale: Float[Array, " *batch"]  # a power of 2 that suits the squares of the latest norms
     stale: Int[Array, " *batch"] | None  # steps since the residual last improved
     trace: Float[Array, " max_steps *batch"] | None
 
@@ -107,13 +108,18 @@ def iterate(
     closing = unroll or last or max_steps == 1
     newest = unroll or last or causal
 
-    def observe(p: _Progress, state: Any) -> _Progress:
-        """Judge the newest evaluation and keep what is to be returned."""
+    def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
+        """Judge the newest evaluation and keep what is to be returned; ``new``: for the first time."""
         running = p.status == _RUNNING
         absolute, size, scale = _measure(state, ndim, p.scale)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
-        # What shrank so much in one step that its squares may be 0 is measured right in the next.
-        sure = (scale <= _SURE * p.scale) | (p.scale == _largest_scale(scale.dtype))
+        # What left the range of squares in one step, finite or not, is measured right by the next
+        # measurement.
+        most = _largest_scale(scale.dtype)
+        nan = jnp.isnan(absolute) | jnp.isnan(size)
+        lost = (scale > _SURE * p.scale) & (p.scale < most)
+        blown = ~finite & ~nan & (p.scale > 1 / most)
+        sure = ~(lost | blown)
         relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
         passed = finite & sure & (absolute <= atol + rtol * size)
         keep = running & finite if newest else running & (passed | (relative < p.residual))
@@ -121,9 +127,9 @@ def iterate(
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
         grown = absolute > _DIVERGENCE_FACTOR * reference
-        status = jnp.where(grown, Status.DIVERGED, _RUNNING)
+        status = jnp.where(grown & sure, Status.DIVERGED, _RUNNING)
         status = jnp.where(passed, Status.CONVERGED, status)
-        status = jnp.where(finite, status, Status.NONFINITE)
+        status = jnp.where(finite | blown, status, Status.NONFINITE)
         stale = None
         if p.stale is not None:
             stale = jnp.where(relative < 0.99 * p.residual, 0, p.stale + 1)
@@ -137,11 +143,11 @@ def iterate(
             now = jnp.where(p.step < max_steps, now, record[row])
             record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
         return _Progress(
-            step=p.step + 1,
+            step=p.step + new,
             state=state,
             z=tree.select(keep, state.z, p.z),
             residual=jnp.where(keep, relative, p.residual),
-            nfe=p.nfe + jnp.where(running, solver.cost(state), 0).astype(jnp.int32),
+            nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
             status=jnp.where(running, status, p.status).astype(jnp.int32),
             scale=scale,
             stale=stale,
@@ -194,6 +200,8 @@ def iterate(
         progress = several(progress)
     if closing:
         progress = advance(progress)
+    if not unroll:  # what the last step could not measure
+        progress = observe(progress, progress.state, new=False)
     status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
     stats = SolverStats(progress.nfe, progress.residual, status)
     return Solution(progress.z, stats, progress.trace), progress.state
@@ -235,8 +243,8 @@ def solve(
 def _measure(
     state: Any, ndim: int, scale: Float[Array, " *batch"] | None
 ) -> tuple[Array, Array, Array]:
-    """Norms of the residual and of f(z), per sample, and the power of 2 that would take the larger
-    one to about 1; without gradient: they only decide.
+    """Norms of the residual and of f(z), per sample, and a power of 2 that takes the larger one to
+    where its square is a float; without gradient: they only decide.
 
     Squares of tiny and of huge entries leave the range of floats: the norms are those of entries
     times ``scale`` (None: 1), divided by it.
@@ -249,11 +257,15 @@ def _measure(
     )
     largest = jnp.maximum(absolute, size)
     scale = jnp.ones_like(largest) if scale is None else scale
-    most = _largest_scale(largest.dtype)
+    most, (low, high) = _largest_scale(largest.dtype), _PLAIN
+    # Small norms are taken to ``low`` only: what grows from there has room up to the largest float.
+    true, (_, exponent) = largest / scale, jnp.frexp(largest)
+    to_one = scale * jnp.ldexp(jnp.ones_like(largest), -exponent)
+    chosen = jnp.where(true < low, low * to_one, jnp.where(true > high, to_one, 1.0))
     # Of a norm that is 0 or infinite only the direction is known.
-    change = jnp.ldexp(jnp.ones_like(largest), -jnp.frexp(largest)[1])
-    change = jnp.where(largest == 0, most, jnp.where(jnp.isfinite(largest), change, 1 / most))
-    return absolute / scale, size / scale, jnp.clip(scale * change, 1 / most, most)
+    chosen = jnp.where(largest == 0, scale * most, chosen)
+    chosen = jnp.where(jnp.isfinite(largest), chosen, scale / most)
+    return absolute / scale, size / scale, jnp.clip(chosen, 1 / most, most)
 
 
 def _largest_scale(dtype: jnp.dtype) -> float:

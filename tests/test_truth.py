@@ -317,6 +317,23 @@ def test_zero_after_one_is_found_to_be_solved():
     assert sol.stats.status.tolist() == [Status.CONVERGED] * 2
     np.testing.assert_array_equal(sol.z, 0)
     assert np.all(sol.stats.residual == 0) and np.all(sol.stats.nfe <= 4)
+    one = jdeq.fixed_point(
+        lambda _, z, x: 0 * z, None, jnp.ones((2, 4)), 0.0, solver=jdeq.Picard(), max_steps=2
+    )
+    assert one.stats.status.tolist() == [Status.CONVERGED] * 2 and np.all(one.stats.nfe == 2)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-25, 1e-38])
+def test_what_grows_out_of_the_range_of_squares_is_not_taken_for_infinite(scale):
+    """From a tiny state to 1 in a step, and to 1e25, all finite."""
+
+    def f(_, z, x):
+        return jnp.where(jnp.abs(z) <= scale, 1.0, jnp.where(z < 1.5, 1e25, z))
+
+    z0 = jnp.full((2, 64), scale)
+    sol = jdeq.fixed_point(f, None, z0, 0.0, solver=jdeq.Picard(), max_steps=8)
+    assert sol.stats.status.tolist() in ([Status.CONVERGED] * 2, [Status.DIVERGED] * 2)
+    assert np.all(np.isfinite(sol.z))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
@@ -63,7 +64,7 @@ class Checkpoints:
             [
                 LatestN(keep),
                 # Ascending: the last ones stay.
-                BestN(get_metric_fn=_quality, n=1),
+                BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         options = ocp.CheckpointManagerOptions(
@@ -115,7 +116,9 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics={"quality": -math.inf if quality is None else quality},
+                metrics={
+                    "quality": -math.inf if quality is None or math.isnan(quality) else quality
+                },
             )
         return step
 
@@ -190,12 +193,19 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-            ),
-        )
+        problem = None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as error:  # a damaged file fails in any of many ways
+            problem = error
+        # A part of it may be damaged that only one process reads: all have to know.
+        if np.any(multihost_utils.process_allgather(np.array(problem is not None))):
+            raise problem or CheckpointError("another process cannot read its part of it")
         state, meta = restored["state"], restored["meta"]
         found = _checksums(state)
         changed = [name for name, sum_ in found.items() if sum_ != meta["checksums"].get(name)]

@@ -150,7 +150,8 @@ class Loop:
                     kind, values = hook(state)
                     for sink in sinks:
                         sink.write(position, kind, values)
-            if position % self.save_every == 0 and position < total and not stopped:
+            saving = position % self.save_every == 0 and position < total and not stopped
+            if saving and not skipped:  # never from amid a row of bad steps
                 extra["train_seconds"] = time.perf_counter() - begin
                 checkpoints.save(state, extra, quality=self.quality(state))
         if self.profile:

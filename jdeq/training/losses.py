@@ -105,6 +105,7 @@ def score(logits: Float[Array, "*labels classes"], labels: Int[Array, " *labels"
     that is neither a class nor `jdeq.data.IGNORED`.
     """
     counted, known = labels != IGNORED, (labels >= 0) & (labels < logits.shape[-1])
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
     losses = jnp.where(known, losses, jnp.where(counted, jnp.nan, 0.0))
     predicted = logits.argmax(-1)

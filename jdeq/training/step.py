@@ -94,10 +94,11 @@ def make_train_step(
         return out, grads, probe
 
     def by_parts(layout: Layout, params, model_state, batch, key, weight, penalize):
-        if "batch_stats" in model_state:
+        if set(model_state) - {"memory"}:
             raise ValueError(
                 "jdeq.training.make_train_step: local_stop must be False for a model with batch "
-                "statistics, which would be those of a part of the batch"
+                "statistics or another state than a memory, which would be those of a part of the "
+                f"batch; it has {sorted(model_state)}"
             )
 
         def over(count):
@@ -186,18 +187,6 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
-
-
-def _over_parts(out: LossOutput, axes: tuple[str, ...]) -> LossOutput:
-    """The scalars of the whole batch from those of its parts, one a device."""
-    count = jax.lax.psum(out.count, axes)
-    share = out.count / jnp.maximum(count, 1)
-    return out._replace(
-        loss_nats=jax.lax.psum(share * out.loss_nats, axes),
-        penalty=jax.lax.pmean(out.penalty, axes),
-        accuracy=None if out.accuracy is None else jax.lax.psum(share * out.accuracy, axes),
-        count=count,
-    )
 
 
 def _learning_rate_scale(opt_state: optax.OptState) -> Float[Array, ""]:

@@ -58,9 +58,11 @@ class Watch:
         pass
 
     def _judge(self, step: int, name: str, mean: float) -> None:
-        best = self._best.setdefault(name, mean)
+        if math.isnan(self._best.get(name, math.nan)):
+            self._best[name] = mean
+        best = self._best[name]
         limit = self._limit(name, best)
-        if mean >= limit and name not in self._risen:
+        if mean >= limit and mean > best and name not in self._risen:
             self._risen.add(name)
             what = {"nfe_forward": "evaluations", "residual_mean": "mean residual"}[name]
             spent = name == "nfe_forward" and self._budget is not None and mean >= self._budget
