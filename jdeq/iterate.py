@@ -109,7 +109,7 @@ def iterate(
     newest = unroll or last or causal
 
     def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
-        """Judge the newest evaluation and keep what is to be returned; ``new``: for the first time."""
+        """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
         running = p.status == _RUNNING
         absolute, size, scale = _measure(state, ndim, p.scale)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)

@@ -108,6 +108,7 @@ class Checkpoints:
         self.finish()
         if step in self.steps():
             return step
+        rated = quality is not None and not math.isnan(quality)
         meta = {"extra": extra, "step": step, "checksums": _checksums(state)}
         self._writing = step
         with self._explained():
@@ -116,9 +117,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
                 ),
-                metrics={
-                    "quality": -math.inf if quality is None or math.isnan(quality) else quality
-                },
+                metrics={"quality": quality if rated else -math.inf},
             )
         return step
 
