@@ -96,9 +96,11 @@ def test_two_processes_of_four_devices_train_alike_and_sigterm_saves_one_step(al
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(alone, tmp_path):
-    """25 times, four of five by SIGKILL; a sixth of the steps are followed by a save, which some
+@pytest.mark.parametrize(
+    "times", [pytest.param(5, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.every)]
+)
+def test_killed_at_any_moment_it_ends_the_same(alone, tmp_path, times):
+    """Four of five times by SIGKILL; a sixth of the steps are followed by a save, which some
     kills meet. A run that ends in spite of them is compared, and another one begun.
     """
 
@@ -109,7 +111,7 @@ def test_killed_at_any_moment_it_ends_the_same(alone, tmp_path):
         assert losses(alone) == losses(workdir)
 
     rng, kills, ended = np.random.default_rng(0), 0, 0
-    while kills < 25:
+    while kills < times:
         workdir = tmp_path / f"killed{ended}"
         reached = len(losses(workdir)) if (workdir / "metrics.jsonl").exists() else 0
         job = start(workdir)

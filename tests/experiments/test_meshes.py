@@ -67,7 +67,8 @@ def test_the_transformer_on_bytes_trains_alike(eight, mesh):
     assert mesh.fsdp != 8 or share_held(state) <= 1 / 7
 
 
-@pytest.mark.parametrize("mesh", CHOSEN, ids=str)
+@pytest.mark.every
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_step_of_the_multiscale_model_is_alike(eight, mesh):
     """Step by step from the same states. From z = 0 the GroupNorms of the scales without injection
     multiply what float32 rounds by 300 an evaluation, so that the runs themselves part: by as much
