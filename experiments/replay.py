@@ -3,7 +3,8 @@
 For a run that was stopped after too many steps in a row whose loss or gradient was not finite, as
 listed in nonfinite.json. Restores the last checkpoint, goes on as the run did to the first of those
 steps, whose parameters are then those of all of them, and takes each sample of their batches as a
-batch of its own. Changes nothing.
+batch of its own, in float32 whatever mesh.compute_dtype is. On one device: a run with
+mesh.local_stop drew its dropout device by device, and is not followed exactly. Changes nothing.
 """
 
 import dataclasses
