@@ -65,7 +65,8 @@ class Loop:
 
     Args:
       phases: in order of ``until``; the last one's is the length of the run.
-      batch_at: the batch at a position of the data; the position is the step.
+      batch_at: the batch at a position of the data; the position is the step. Asked for one step
+        ahead, while the devices work.
       items: what is counted in it, "examples" or "tokens", for the throughput.
       items_per_step: how many of them it has.
       schedule: when and how strongly the Jacobian penalty applies.
@@ -98,6 +99,7 @@ class Loop:
     restarts: Callable[[int], bool] = lambda position: False
     profile: Profile | None = None
     peak_flops: float | None = None
+    _ahead: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def run(
         self,
@@ -168,12 +170,18 @@ class Loop:
         if "memory" in state.model_state and self.restarts(position):
             empty = jax.tree.map(jnp.zeros_like, state.model_state["memory"])
             state = state._replace(model_state={**state.model_state, "memory": empty})
+        ready = position in self._ahead
+        batch = self._ahead.pop(position) if ready else self.batch_at(position)
         state, metrics = phase.step_at(position)(
             state,
-            self.batch_at(position),
+            batch,
             self.schedule.weight_at(position),
             penalize=self.schedule.active(position),
         )
+        # The next batch is made, and goes to the devices, while they are at work on this one.
+        self._ahead.clear()
+        if position + 1 < self.phases[-1].until:
+            self._ahead[position + 1] = self.batch_at(position + 1)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         jax.block_until_ready(state)
         values["step_seconds"] = time.perf_counter() - start

@@ -185,3 +185,19 @@ def test_memory_is_emptied_where_the_data_restarts(tmp_path):
     state = state._replace(model_state={**state.model_state, "memory": {"z": jnp.int32(7)}})
     _run_bare(loop, state, tmp_path)
     assert found == [0, 1, 2, 3, 0, 5, 6, 7, 0, 9]
+
+
+def test_the_next_batch_is_made_while_the_devices_work(tmp_path):
+    batches, asked, taken = make_loop().batch_at, [], []
+
+    def batch_at(position):
+        asked.append(position)
+        return batches(position)
+
+    def step(state, batch, weight, *, penalize):
+        taken.append(len(asked))
+        return STEP(state, batch, weight, penalize=penalize)
+
+    run(make_loop(12, batch_at=batch_at, phases=[Phase(until=12, steps=[step])]), tmp_path)
+    assert asked == list(range(12))  # each once, none past the end
+    assert taken == list(range(1, 13))  # the step is under way before the next one is asked for
