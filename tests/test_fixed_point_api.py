@@ -63,10 +63,10 @@ def _same(params, z, x):
         (ValueError, "rtol must be a finite number >= 0; got -1", lambda: _bad(rtol=-1.0)),
         (ValueError, "rtol must be a finite number >= 0; got nan", lambda: _bad(rtol=np.nan)),
         (ValueError, "atol must be a finite number >= 0; got inf", lambda: _bad(atol=np.inf)),
-        (ValueError, "max_steps must be an integer >= 1; got 0", lambda: _bad(max_steps=0)),
+        (ValueError, "max_steps must be >= 1; got 0", lambda: _bad(max_steps=0)),
         (ValueError, "max_steps must be an integer >= 1; got 2.5", lambda: _bad(max_steps=2.5)),
         (ValueError, "max_steps must be an integer >= 1; got True", lambda: _bad(max_steps=True)),
-        (ValueError, "batch_ndim must be an integer >= 0; got -1", lambda: _bad(batch_ndim=-1)),
+        (ValueError, "batch_ndim must be >= 0; got -1", lambda: _bad(batch_ndim=-1)),
         (ValueError, "rtol must be a finite number >= 0; got 1e-3", lambda: _bad(rtol="1e-3")),
         (
             TypeError,

@@ -22,7 +22,15 @@ def compiled(model, spread, *, penalize=False, **options):
 
 
 @pytest.mark.parametrize("penalize", [False, True])
-@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Anderson(depth=3), jdeq.Broyden()], ids=str)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        jdeq.Anderson(depth=3),
+        pytest.param(jdeq.Picard(), marks=pytest.mark.slow),
+        pytest.param(jdeq.Broyden(), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "axes", [dict(data=8), dict(data=4, fsdp=2), dict(data=1, fsdp=8)], ids=str
 )
