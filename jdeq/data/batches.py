@@ -55,13 +55,13 @@ class ShuffledBatches:
     num_shards: int = 1
 
     def __post_init__(self):
-        check_shards("ShuffledBatches", self.batch_size, self.shard, self.num_shards)
         size = len(self.data.labels)
         if not 1 <= self.batch_size <= size:
             raise ValueError(
                 "jdeq.data.ShuffledBatches: batch_size must be in 1.."
                 f"{size}, the number of training examples; got {self.batch_size}"
             )
+        check_shards("ShuffledBatches", self.batch_size, self.shard, self.num_shards)
         if self.max_shift < 0:
             raise ValueError(
                 f"jdeq.data.ShuffledBatches: max_shift must be >= 0; got {self.max_shift}"
