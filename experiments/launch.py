@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax
+
 COORDINATOR = "JDEQ_COORDINATOR"
 NUM_PROCESSES = "JDEQ_NUM_PROCESSES"
 PROCESS_ID = "JDEQ_PROCESS_ID"
@@ -68,6 +70,26 @@ def run(command: Sequence[str], processes: int, devices: int) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     return _wait(started)
+
+
+def connect() -> None:
+    """Join the other processes of the job, where this one was started as one of several.
+
+    SLURM, TPU slices, Kubernetes and Open MPI are found by jax.distributed itself;
+    `run` says who is who in the environment.
+    """
+    if COORDINATOR in os.environ:
+        jax.distributed.initialize(
+            os.environ[COORDINATOR],
+            int(os.environ[NUM_PROCESSES]),
+            int(os.environ[PROCESS_ID]),
+        )
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
 
 
 def _wait(started: list[subprocess.Popen]) -> int:

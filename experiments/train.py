@@ -276,28 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(run)
 
 
-def connect() -> None:
-    """Join the other processes of the job, where this one was started as one of several.
-
-    SLURM, TPU slices, Kubernetes and Open MPI are found by jax.distributed itself;
-    experiments/launch.py says who is who in the environment.
-    """
-    if launch.COORDINATOR in os.environ:
-        jax.distributed.initialize(
-            os.environ[launch.COORDINATOR],
-            int(os.environ[launch.NUM_PROCESSES]),
-            int(os.environ[launch.PROCESS_ID]),
-        )
-        return
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        if "coordinator_address" not in str(error):
-            raise
-
-
 if __name__ == "__main__":
-    connect()
+    launch.connect()
     code = main()
     if code and jax.process_count() > 1:
         # The others may be waiting for this process, and an orderly end for them.

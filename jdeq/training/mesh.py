@@ -126,11 +126,11 @@ class Layout:
 
     def placed(self, abstract: TrainState) -> TrainState:
         """The same shapes and dtypes with their placement: what a restore asks for."""
-        by_path = {path: leaf.shape for path, leaf in _paths(abstract.params)}
+        leaves = jax.tree_util.tree_leaves_with_path(abstract.params)
+        by_path = {_joined(path): leaf.shape for path, leaf in leaves}
 
         def place(path, leaf):
-            keys = [_name(key) for key in path]
-            field, rest = keys[0], keys[1:]
+            field, *rest = _joined(path).split("/")
             spec = PartitionSpec()
             if field == "params":
                 spec = self._spec("/".join(rest), leaf.shape)
@@ -139,7 +139,7 @@ class Layout:
                 tails = ("/".join(rest[i:]) for i in range(len(rest)))
                 owner = next((t for t in tails if by_path.get(t) == leaf.shape), None)
                 spec = PartitionSpec() if owner is None else self._spec(owner, leaf.shape)
-            elif keys[:2] == ["model_state", "memory"]:
+            elif field == "model_state" and rest[0] == "memory":
                 spec = PartitionSpec(BATCH_AXES)
             sharding = NamedSharding(self.mesh, spec)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -153,7 +153,7 @@ class Layout:
         """
 
         def gather(path, leaf):
-            spec = self._spec("/".join(_name(key) for key in path), leaf.shape)
+            spec = self._spec(_joined(path), leaf.shape)
             kept = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
             return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, kept))
 
@@ -199,10 +199,5 @@ class Layout:
         return partition_spec(path, shape, self.mesh, self.rules)
 
 
-def _paths(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [("/".join(_name(key) for key in path), leaf) for path, leaf in leaves]
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
+def _joined(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

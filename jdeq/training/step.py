@@ -52,7 +52,7 @@ def make_train_step(
         (jnp.bfloat16); the state keeps its own. None: they are not.
     Raises:
       ValueError: if ``local_stop`` is asked for without a layout; when called, for a model with
-        batch statistics.
+        other state than a memory.
     Returns:
       ``step(state, batch, weight, *, penalize) -> (state, metrics)``. Metrics are scalars of this
       batch: loss_nats, accuracy (if known), penalty (if asked for), nfe_forward (mean),
@@ -110,12 +110,11 @@ def make_train_step(
             out, grads, probe = differentiate(
                 params, model_state, batch, key, weight, penalize, over
             )
-            scalars = out.loss_nats, out.penalty, out.accuracy, out.count
             names = ("loss_nats", "penalty", "accuracy", "count")
-            summed, grads = jax.lax.psum((scalars, grads), BATCH_AXES)
+            parts = {name: getattr(out, name) for name in names}
+            summed, grads = jax.lax.psum((parts, grads), BATCH_AXES)
             mean, worst = jax.lax.pmean(probe[0], BATCH_AXES), jax.lax.pmax(probe[1], BATCH_AXES)
-            out = out._replace(**dict(zip(names, summed, strict=True)))
-            return out, grads, jnp.stack([mean, worst])
+            return out._replace(**summed), grads, jnp.stack([mean, worst])
 
         rows, whole = jax.P(BATCH_AXES), jax.P()
         placed: Any = LossOutput

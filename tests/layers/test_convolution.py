@@ -28,7 +28,9 @@ def test_equals_lax(name):
     options = {"dimension_numbers": NHWC, **options}
 
     def run(conv):
-        f = lambda x, w: jnp.sin(conv(x, w, strides, padding, **options))  # noqa: E731
+        def f(x, w):
+            return jnp.sin(conv(x, w, strides, padding, **options))
+
         y, tangent = jax.jvp(f, (x, w), (jnp.cos(x), jnp.cos(w)))
         return y, tangent, *jax.grad(lambda x, w: jnp.sum(f(x, w)), (0, 1))(x, w)
 
@@ -59,6 +61,9 @@ def test_fits_flax_conv():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the CPU's form of it")
 def test_no_convolution_is_left_for_the_loop_on_a_cpu():
     x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 3))
-    f = lambda x: loop_conv(x, w, (1, 1), "SAME", dimension_numbers=NHWC)  # noqa: E731
+
+    def f(x):
+        return loop_conv(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
     jaxpr = str(jax.make_jaxpr(lambda x, g: jax.vjp(f, x)[1](g))(x, x))
     assert "dot_general" in jaxpr and "conv_general_dilated" not in jaxpr

@@ -150,9 +150,10 @@ def test_of_equal_tokens_so_many_are_drawn_from():
 @pytest.mark.parametrize("at", [0, 4])
 def test_after_an_unknown_token_nothing_is_known(at, cached):
     """All log-probabilities of its row are NaN; the other row is as without it."""
+    variables = variables_of("lstm")  # not inside: what is kept would be a tracer
     run = jax.jit(
         lambda prompt: generate(
-            MODELS["lstm"], variables_of("lstm"), prompt, jax.random.key(3), steps=3, cached=cached
+            MODELS["lstm"], variables, prompt, jax.random.key(3), steps=3, cached=cached
         )
     )
     plain, bad = run(PROMPT), run(PROMPT.at[0, at].set(VOCAB))

@@ -325,7 +325,8 @@ def test_configurations_that_make_no_model(change, message):
 
 
 def test_a_single_scale_has_no_fusion_to_divide_for():
-    dataclasses.replace(SMALL, channels=(5,), head_channels=(2,), groups=5)
+    config = dataclasses.replace(SMALL, channels=(5,), head_channels=(2,), groups=5)
+    assert config.groups == 5
 
 
 def test_digits_configuration_is_small():

@@ -42,7 +42,10 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 4, 6, 1))
 def variables_of(model, scale=2.0):
     """Random parameters, W larger than at the start."""
     variables = model.init(jax.random.key(1), IMAGES)
-    grow = lambda path, a: scale * a if a.ndim == 0 or "'a" in str(path) else a  # noqa: E731
+
+    def grow(path, a):
+        return scale * a if a.ndim == 0 or "'a" in str(path) else a
+
     return jax.tree_util.tree_map_with_path(grow, variables)
 
 
@@ -50,7 +53,10 @@ def matrix(name, model, variables):
     """W as a matrix, column by column, of one sample."""
     weights, bias = model.apply(variables, IMAGES[:1], method=MonDEQ.operator)
     flat, unravel = jax.flatten_util.ravel_pytree(bias)
-    column = lambda e: jax.flatten_util.ravel_pytree(PRODUCTS[name](weights, unravel(e)))[0]  # noqa: E731
+
+    def column(e):
+        return jax.flatten_util.ravel_pytree(PRODUCTS[name](weights, unravel(e)))[0]
+
     return np.asarray(jax.vmap(column, out_axes=1)(jnp.eye(flat.size)), np.float64)
 
 
