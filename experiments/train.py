@@ -19,7 +19,7 @@ import tyro
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import launch, report, workdir
+from experiments import launch, run_report, workdir
 from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
@@ -92,7 +92,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     finished = workdir.read_report(directory)
     if finished is not None:
         console.print(f"{directory}: this run is finished already; its report:")
-        report.show(finished, console)
+        run_report.show(finished, console)
         return 0
     say = functools.partial(console.print, soft_wrap=True)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, report=say)
@@ -151,7 +151,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     if primary:
         run = dataclasses.replace(run, layout=None)
         seconds = extra["train_seconds"]
-        report.show(report.write(run, state, directory, train_seconds=seconds), console)
+        run_report.show(run_report.write(run, state, directory, train_seconds=seconds), console)
     multihost_utils.sync_global_devices("report")
     return 0
 
@@ -166,7 +166,7 @@ def claim(directory: pathlib.Path, config: ExperimentConfig) -> None:
 
 def watch(run: Run, say: Callable[[str], None]) -> Watch:
     """Looks out for rises in the training of ``run``, once it solves for the equilibrium."""
-    per_step = report.evaluations_per_step(run.model.solver)
+    per_step = run_report.evaluations_per_step(run.model.solver)
     pretrain, loop = run.config.pretrain.steps, run.config.loop
     return Watch(
         budget=per_step and per_step * run.model.max_steps,
