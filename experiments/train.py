@@ -24,7 +24,7 @@ from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
-from jdeq.diagnostics import spectral_radius
+from experiments.spectrum import spectrum_hook
 from jdeq.training import (
     CheckpointError,
     Checkpoints,
@@ -40,7 +40,6 @@ from jdeq.training import (
     TrainState,
     Watch,
     count_flops,
-    equilibrium_of,
     peak_flops,
 )
 from jdeq.training.metrics import Metrics
@@ -245,23 +244,6 @@ class Tested:
             return None
         sign = 1 if self._task.quality in ("accuracy", "mean_iou") else -1
         return sign * measures[self._task.quality]
-
-
-def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
-    """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
-    inputs = run.task.test_inputs(run.config.loop.spectrum_examples)
-
-    @functools.partial(jax.jit, out_shardings=run.layout and run.layout.replicated)
-    def radii(variables):
-        f, params, _, x, z = equilibrium_of(run.model, variables, inputs)
-        return spectral_radius(f, params, z, x, jax.random.key(0))
-
-    def hook(state):
-        values = jax.device_get(radii(state.averaged_variables))
-        names = ("mean", "min", "max")
-        return "spectrum", {f"spectral_radius_{n}": float(getattr(values, n)()) for n in names}
-
-    return hook
 
 
 def main(argv: Sequence[str] | None = None) -> int:
