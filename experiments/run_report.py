@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import jdeq
 from experiments import workdir
 from experiments.build import Run, eval_step
 from experiments.data import Task
+from experiments.provenance import provenance
 from jdeq import plots
 from jdeq.training import (
     Evaluation,
@@ -98,11 +100,15 @@ def evaluations_per_step(solver: Any) -> int | None:
 
 
 def write(
-    run: Run, state: TrainState, directory: pathlib.Path, *, train_seconds: float
+    run: Run, state: TrainState, directory: pathlib.Path, *, train_seconds: float, begin: float
 ) -> dict[str, Any]:
     """Evaluate, draw, write report.json and report.md into ``directory``; returns the report.
 
     All with the averaged parameters, where the run has them.
+
+    Args:
+      train_seconds: what training took.
+      begin: ``time.perf_counter()`` when all of the run began, for its wall time.
     """
     records = read_metrics(directory / workdir.METRICS_FILE)
     loop = run.config.loop
@@ -125,6 +131,7 @@ def write(
         "nfe_backward": by_kind["train"][-1]["nfe_backward"],
         "spectral_radius_mean": None,
         "test": rows,
+        "provenance": provenance(),
     }
     if run.implicit:
         radius = by_kind["spectrum"][-1]["spectral_radius_mean"]  # None where it was not finite
@@ -136,6 +143,7 @@ def write(
         board.image(report["steps"], f"report/{name}", plots.pixels(figure))
     board.close()
     workdir.write_text(directory / "report.md", _markdown(report, figures))
+    report["wall_seconds"] = round(time.perf_counter() - begin, 1)
     # Last, since a run counts as finished when this file is there.
     workdir.write_text(directory / workdir.REPORT_FILE, json.dumps(report, indent=2) + "\n")
     return report

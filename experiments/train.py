@@ -11,6 +11,7 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -84,6 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
 
 def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> int:
     """Train, or go on, or report a finished run; ``again`` is the command that resumes it."""
+    begin = time.perf_counter()
     primary = jax.process_index() == 0
     console = Console(highlight=False, quiet=not primary)
     run = build(config).spread()
@@ -103,6 +105,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             workdir.refuse_lost_checkpoints(directory, config.loop.save_every)
         about = {"data": run.task.data, "train_seconds": 0.0}
         extra = restored.extra if restored else about
+        begin -= extra["train_seconds"]  # of earlier parts of the run
         if extra["data"] != run.task.data:
             raise CheckpointError(
                 f"{directory} was trained on other data: {extra['data']}, here it is "
@@ -150,7 +153,8 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     if primary:
         run = dataclasses.replace(run, layout=None)
         seconds = extra["train_seconds"]
-        run_report.show(run_report.write(run, state, directory, train_seconds=seconds), console)
+        report = run_report.write(run, state, directory, train_seconds=seconds, begin=begin)
+        run_report.show(report, console)
     multihost_utils.sync_global_devices("report")
     return 0
 
