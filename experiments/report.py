@@ -1,0 +1,187 @@
+"""RESULTS.md and its pictures: ``python -m experiments.report [--runs DIR]``.
+
+Written whole from the records in experiments/results/runs, a few KB for each run. With
+``--runs`` the finished runs that experiments.study trained in DIR become records first, in place
+of older ones of the same name. A study without records shows the section of
+experiments/studies/by_hand in its place. No number of RESULTS.md is written by hand elsewhere;
+words are those of experiments/studies.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from experiments import workdir
+from experiments.cli import guarded
+from experiments.config import ConfigError
+from experiments.studies import STUDIES, Study
+from experiments.studies import records as kept
+from experiments.studies.records import Record
+from experiments.studies.study import Records, Table
+
+HERE = pathlib.Path(__file__).parent
+BY_HAND = HERE / "studies" / "by_hand"
+RESULTS = HERE / "results"
+TEXT = HERE / "RESULTS.md"
+_ALWAYS = ("causal", "meshes")  # sections that no runs of a study stand behind
+_HEAD = """\
+# Results
+
+Written by `python -m experiments.report` from the records in experiments/results; not to be
+edited. Every study is trained by `python -m experiments.study NAME --runs DIR`, and shown by
+`python -m experiments.report --runs DIR`; a single run by its command with `--workdir DIR --seed
+S`. Numbers are means +- standard deviations over seeds (each seed's where they lie far apart),
+in float32. Times of solvers and rules: bench/README.md.
+"""
+_MARK = """\
+*Measured by hand, at an earlier commit, on a machine with 2 CPU cores, jax 0.10.2; the run
+folders are gone.*
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line."""
+
+    runs: pathlib.Path | None = None
+    """Directory of run folders of experiments.study; None: only what is recorded already."""
+
+
+def run(arguments: Arguments) -> int:
+    """Take in new runs, write the text and the pictures."""
+    if arguments.runs is not None:
+        print(f"{collect(arguments.runs, RESULTS)} runs recorded in {RESULTS / 'runs'}")
+    for study in STUDIES:
+        draw(study, RESULTS)
+    workdir.write_text(TEXT, render(RESULTS))
+    print(f"written: {TEXT}")
+    return 0
+
+
+def collect(runs: pathlib.Path, results: pathlib.Path) -> int:
+    """Record the finished runs of ``runs`` that a study needs; returns how many there are.
+
+    Raises:
+      ConfigError: if there are none.
+    """
+    folders = {training.folder for study in STUDIES for training in study.trainings()}
+    found = [name for name in sorted(folders) if workdir.read_report(runs / name) is not None]
+    if not found:
+        raise ConfigError(f"runs must hold finished runs of experiments.study; {runs} has none")
+    for name in found:
+        shutil.rmtree(results / "runs" / name, ignore_errors=True)
+        kept.keep(runs / name, results / "runs" / name)
+    return len(found)
+
+
+def records_of(study: Study, results: pathlib.Path) -> Records:
+    """What there is of each variant, by seed."""
+    found = {}
+    for variant in study.variants:
+        folders = [results / "runs" / variant.training(seed).folder for seed in study.seeds]
+        runs = [record for folder in folders if (record := kept.read(folder)) is not None]
+        if runs:
+            found[variant] = runs
+    return found
+
+
+def draw(study: Study, results: pathlib.Path) -> None:
+    """The pictures of a study, each with its numbers beside it as CSV; none without records."""
+    records = records_of(study, results)
+    for picture in study.pictures if records else ():
+        rows = picture.rows(records)
+        folder = results / study.name
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_rows(folder / f"{picture.name}.csv", rows)
+        figure = picture.draw(kept.read_rows(folder / f"{picture.name}.csv"))
+        figure.savefig(folder / f"{picture.name}.png", metadata={"Software": None})
+
+
+def render(results: pathlib.Path) -> str:
+    """The text of RESULTS.md from the records in ``results``."""
+    sections = [_HEAD]
+    for study in STUDIES:
+        records = records_of(study, results)
+        if records:
+            sections.append(_section(study, records))
+        elif study.by_hand is not None:
+            sections.append(_by_hand(study.by_hand))
+    sections += [_by_hand(name) for name in _ALWAYS]
+    return "\n".join(section.rstrip("\n") + "\n" for section in sections)
+
+
+def _by_hand(name: str) -> str:
+    title, rest = (BY_HAND / f"{name}.md").read_text().split("\n", 1)
+    return f"{title}\n\n{_MARK}{rest}"
+
+
+def _section(study: Study, records: Records) -> str:
+    parts = [f"## {study.title}", study.about]
+    for table in study.tables:
+        parts += [part for part in (table.before, _table(table, records)) if part]
+    for picture in study.pictures:
+        path = f"results/{study.name}/{picture.name}"
+        parts.append(f"![{picture.name}]({path}.png)")
+        parts.append(f"{picture.caption} Numbers: {path}.csv.")
+    if study.found:
+        parts.append(study.found)
+    parts.append(_origin(study, records))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table, records: Records) -> str:
+    published = any(variant.published for variant in records)
+    heads = ["run", *(head for head, _ in table.columns), *(["published"] if published else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for variant, runs in records.items():
+        cells = [variant.label, *(cell(runs) for _, cell in table.columns)]
+        cells += [variant.published] if published else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _origin(study: Study, records: Records) -> str:
+    """How the runs were made: command, seeds, wall time, commit, machine."""
+    lines = [
+        f"`python -m experiments.study {study.name} --runs DIR`:",
+        "",
+        "| run | command | seeds | wall time (s) |",
+        "|---|---|---|---|",
+    ]
+    for variant, runs in records.items():
+        wall = statistics.fmean(record.report["wall_seconds"] for record in runs)
+        seeds = ", ".join(str(record.report["seed"]) for record in runs)
+        lines.append(f"| {variant.label} | `{variant.command}` | {seeds} | {wall:.0f} |")
+    places = collections.Counter(_place(r) for runs in records.values() for r in runs)
+    lines += ["", "Wall times are means over seeds, of runs beside others on one machine."]
+    lines += [f"{count} runs: {place}." for place, count in sorted(places.items())]
+    return "\n".join(lines)
+
+
+def _place(record: Record) -> str:
+    made = record.report["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return (
+        f"commit {made['commit']}, {made['devices']} x {made['device']}, {made['cpu_cores']} CPU "
+        f"cores, {versions}, data {record.report['data']}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def report() -> int:
+        name = "python -m experiments.report"
+        return run(tyro.cli(Arguments, args=argv, prog=name, description=__doc__))
+
+    return guarded(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
