@@ -48,8 +48,8 @@ def _curve_rows(panels: Sequence[Panel], records: Records) -> list[Row]:
                     value = record.get(panel.name, math.nan)
                     values.setdefault(int(record["step"]), []).append(value)
             for step, found in values.items():
-                row = {"variant": variant.label, "quantity": panel.name, "step": step}
-                if row | _of_seeds(found) and not all(map(math.isnan, found)):
+                if not all(map(math.isnan, found)):
+                    row = {"variant": variant.label, "quantity": panel.name, "step": step}
                     rows.append(row | _of_seeds(found))
     return rows
 
@@ -71,7 +71,7 @@ def _draw_curves(panels: Sequence[Panel], rows: Sequence[Row]) -> Figure:
             _line(ax, [row for row in mine if row["variant"] == label], "step", label)
         if panel.line is not None:
             ax.axhline(panel.line, color="0.4", lw=0.8, ls="--")
-        if panel.log:
+        if panel.log and mine:
             ax.set_yscale("log")
         elif panel.largest is None:
             ax.set_ylim(bottom=0)
