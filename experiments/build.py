@@ -188,7 +188,12 @@ def build(config: ExperimentConfig) -> Run:
         raise ConfigError(str(error)) from error
 
 
-_MAY_BE_ZERO = (("pretrain", "steps"), ("loop", "budget_jitter"), ("loop", "profile_from"))
+_MAY_BE_ZERO = (
+    ("pretrain", "steps"),
+    ("loop", "budget_jitter"),
+    ("loop", "profile_from"),
+    ("loop", "power_iteration"),
+)
 
 
 def _build(config: ExperimentConfig) -> Run:
@@ -238,6 +243,7 @@ def _build(config: ExperimentConfig) -> Run:
             rtol=config.solver.rtol,
             max_steps=config.solver.max_steps,
             test_every=config.solver.test_every,
+            penalty=config.regularizer.penalty,
         )
         pretrain_model = model.clone(
             solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=config.pretrain.evaluations

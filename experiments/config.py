@@ -2,8 +2,8 @@
 
 A run is a file in experiments/configs/ holding ``CONFIG``, an `ExperimentConfig`. Strings such as
 a solver's kind become jdeq objects here (those of the data in data.py, of the optimiser in
-optimizer_config.py) and nowhere else. A field that is None takes the default of the
-object it belongs to; one that the chosen kind does not have must be None.
+optimizer_config.py, of the penalty in regularizer_config.py) and nowhere else. A field that is None
+takes the default of the object it belongs to; one that the chosen kind does not have must be None.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from experiments.config_errors import ConfigError, checked
 from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
 from experiments.image_data import CityscapesData, ImageNetData, ScenesData
 from experiments.optimizer_config import OptimizerConfig
+from experiments.regularizer_config import RegularizerConfig
 from jdeq.layers import ForwardBackward, PeacemanRachford
 from jdeq.models import (
     DecoderDEQConfig,
@@ -128,40 +129,6 @@ class GradientConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RegularizerConfig:
-    """The Jacobian penalty, `jdeq.JacobianSchedule`."""
-
-    gamma: float = 0.0
-    """Weight of the penalty; 0 is none."""
-    probability: float = 1.0
-    """Share of the steps that apply it."""
-    growth: float = 0.0
-    """Added to gamma every ``growth_every`` steps."""
-    growth_every: int = 0
-    stop: int | None = None
-    """The first step without the penalty again; None: it stays."""
-
-    def build(self, *, start: int, seed: int) -> jdeq.JacobianSchedule:
-        """The schedule; nothing is penalised before step ``start``."""
-        if self.stop is not None and self.stop <= start:
-            raise ConfigError(
-                f"regularizer.stop must be > pretrain.steps ({start}); got {self.stop}"
-            )
-        return checked(
-            "regularizer",
-            lambda: jdeq.JacobianSchedule(
-                weight=self.gamma,
-                probability=self.probability,
-                growth=self.growth,
-                growth_every=self.growth_every,
-                start=start,
-                stop=self.stop,
-                seed=seed,
-            ),
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """First train the cell unrolled: a few plain evaluations from z = 0, the same parameters."""
 
@@ -210,6 +177,9 @@ class LoopConfig:
     spectrum_every: int = 28
     """Steps between estimates of the spectral radius, on ``spectrum_examples`` test examples."""
     spectrum_examples: int = 16
+    power_iteration: bool = False
+    """With the spectral radius also the published estimate of it, a control: it is wrong for
+    complex eigenvalues."""
     budgets: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     """Evaluations of the cell after which the report stops hard."""
     rtols: tuple[float, ...] = (1e-2, 1e-3)

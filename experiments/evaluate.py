@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from experiments import report, trained
+from experiments import run_report, trained
 from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
@@ -50,7 +50,9 @@ def run(arguments: Arguments) -> int:
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
     try:
-        rows = report.evaluate_at(loaded.model, restored.state.averaged_variables, task, **stops)
+        rows = run_report.evaluate_at(
+            loaded.model, restored.state.averaged_variables, task, **stops
+        )
     except ValueError as error:  # of a model that cannot read windows so long
         raise ConfigError(str(error)) from error
     console.print(
@@ -58,7 +60,7 @@ def run(arguments: Arguments) -> int:
         f"{task.test_examples} test examples",
         soft_wrap=True,
     )
-    console.print(report.table(rows))
+    console.print(run_report.table(rows))
     return 0
 
 

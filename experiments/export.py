@@ -30,7 +30,7 @@ from jax import export
 from rich.console import Console
 
 import jdeq
-from experiments import report, trained, workdir
+from experiments import run_report, trained, workdir
 from experiments.build import Run, gives_losses
 from experiments.cli import guarded
 from experiments.config import ConfigError
@@ -112,7 +112,7 @@ def run(arguments: Arguments) -> int:
     )
     shared = rows["live"].keys()  # there is no accuracy where the live model gives losses
     lines = [{"model": name} | {key: rows[name][key] for key in shared} for name in rows]
-    console.print(report.table(lines, key="model"))
+    console.print(run_report.table(lines, key="model"))
     if len(rows) == 1:
         console.print(f"not tried: it does not run on this platform, {here}")
     console.print(_snippet(output, program), markup=False, soft_wrap=True)
@@ -176,7 +176,7 @@ def _stopped(loaded: Run, arguments: Arguments) -> tuple[Any, dict[str, Any]]:
     )  # refuses what cannot be
     name = f"after {budget}" if rtol is None else f"rtol {rtol:g}"
     stop = {"stop": name, **asked}
-    model = model.clone(**report.stop_options(model, stop))
+    model = model.clone(**run_report.stop_options(model, stop))
     return model, stop | {"max_steps": model.max_steps}
 
 

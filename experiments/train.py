@@ -11,6 +11,7 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -19,12 +20,12 @@ import tyro
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import launch, report, workdir
+from experiments import launch, run_report, workdir
 from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
-from jdeq.diagnostics import spectral_radius
+from experiments.spectrum import spectrum_hook
 from jdeq.training import (
     CheckpointError,
     Checkpoints,
@@ -40,7 +41,6 @@ from jdeq.training import (
     TrainState,
     Watch,
     count_flops,
-    equilibrium_of,
     peak_flops,
 )
 from jdeq.training.metrics import Metrics
@@ -85,6 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
 
 def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> int:
     """Train, or go on, or report a finished run; ``again`` is the command that resumes it."""
+    begin = time.perf_counter()
     primary = jax.process_index() == 0
     console = Console(highlight=False, quiet=not primary)
     run = build(config).spread()
@@ -92,7 +93,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     finished = workdir.read_report(directory)
     if finished is not None:
         console.print(f"{directory}: this run is finished already; its report:")
-        report.show(finished, console)
+        run_report.show(finished, console)
         return 0
     say = functools.partial(console.print, soft_wrap=True)
     checkpoints = Checkpoints(directory / workdir.CHECKPOINTS, report=say)
@@ -104,6 +105,7 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             workdir.refuse_lost_checkpoints(directory, config.loop.save_every)
         about = {"data": run.task.data, "train_seconds": 0.0}
         extra = restored.extra if restored else about
+        begin -= extra["train_seconds"]  # of earlier parts of the run
         if extra["data"] != run.task.data:
             raise CheckpointError(
                 f"{directory} was trained on other data: {extra['data']}, here it is "
@@ -151,7 +153,8 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     if primary:
         run = dataclasses.replace(run, layout=None)
         seconds = extra["train_seconds"]
-        report.show(report.write(run, state, directory, train_seconds=seconds), console)
+        report = run_report.write(run, state, directory, train_seconds=seconds, begin=begin)
+        run_report.show(report, console)
     multihost_utils.sync_global_devices("report")
     return 0
 
@@ -166,7 +169,7 @@ def claim(directory: pathlib.Path, config: ExperimentConfig) -> None:
 
 def watch(run: Run, say: Callable[[str], None]) -> Watch:
     """Looks out for rises in the training of ``run``, once it solves for the equilibrium."""
-    per_step = report.evaluations_per_step(run.model.solver)
+    per_step = run_report.evaluations_per_step(run.model.solver)
     pretrain, loop = run.config.pretrain.steps, run.config.loop
     return Watch(
         budget=per_step and per_step * run.model.max_steps,
@@ -245,23 +248,6 @@ class Tested:
             return None
         sign = 1 if self._task.quality in ("accuracy", "mean_iou") else -1
         return sign * measures[self._task.quality]
-
-
-def spectrum_hook(run: Run) -> Callable[[TrainState], tuple[str, Metrics]]:
-    """Spectral radius of the (first) cell's Jacobian where the training solver ends."""
-    inputs = run.task.test_inputs(run.config.loop.spectrum_examples)
-
-    @functools.partial(jax.jit, out_shardings=run.layout and run.layout.replicated)
-    def radii(variables):
-        f, params, _, x, z = equilibrium_of(run.model, variables, inputs)
-        return spectral_radius(f, params, z, x, jax.random.key(0))
-
-    def hook(state):
-        values = jax.device_get(radii(state.averaged_variables))
-        names = ("mean", "min", "max")
-        return "spectrum", {f"spectral_radius_{n}": float(getattr(values, n)()) for n in names}
-
-    return hook
 
 
 def main(argv: Sequence[str] | None = None) -> int:

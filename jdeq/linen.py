@@ -1,5 +1,7 @@
 """The DEQ module for Flax Linen."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +35,8 @@ class DEQ(nn.Module):
       solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every: as
         in :func:`jdeq.fixed_point`.
       num_probes: probes of the Jacobian penalty, >= 1.
+      penalty: sown in place of that one, ``penalty(f, params, z, x, key, batch_ndim=batch_ndim)``
+        -> [batch], under the same name; None: `jdeq.jacobian_penalty`.
     Raises:
       ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say).
     Cost: that of :func:`jdeq.fixed_point`; the penalty one product and its gradient.
@@ -49,6 +53,7 @@ class DEQ(nn.Module):
     trace: bool = False
     test_every: int = 1
     num_probes: int = 1
+    penalty: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(
@@ -86,16 +91,12 @@ class DEQ(nn.Module):
             for name, value in solution.stats._asdict().items():
                 self.sow(COLLECTION, name, value)
             if self.has_rng("jacobian"):
-                penalty = jacobian_penalty(
-                    f,
-                    variables,
-                    solution.z,
-                    x,
-                    self.make_rng("jacobian"),
-                    num_probes=self.num_probes,
-                    batch_ndim=self.batch_ndim,
+                penalty = self.penalty or functools.partial(
+                    jacobian_penalty, num_probes=self.num_probes
                 )
-                self.sow(COLLECTION, "jacobian_penalty", penalty)
+                key = self.make_rng("jacobian")
+                values = penalty(f, variables, solution.z, x, key, batch_ndim=self.batch_ndim)
+                self.sow(COLLECTION, "jacobian_penalty", values)
         return solution
 
     def _pure_cell(self, z0: PyTree, x: PyTree) -> tuple[ParamMap, PyTree]:

@@ -211,6 +211,24 @@ def test_statistics_and_penalty_are_sown_on_request():
     assert jnp.abs(gradient["params"]["cell"]["inner"]["kernel"]).max() > 0
 
 
+def test_another_penalty_is_sown_in_its_place():
+    """Called with the problem, its solution, the key and the axes; with the solve's randomness."""
+
+    def penalty(f, params, z, x, key, *, batch_ndim):
+        assert batch_ndim == 1
+        return jnp.abs(f(params, z, x) - z).max(axis=1) + jax.random.uniform(key)
+
+    deq, variables = make(rate=0.4)
+    found = []
+    for seed in (0, 0, 1):
+        rngs = {"dropout": jax.random.key(1), "jacobian": jax.random.key(seed)}
+        _, state = deq.clone(penalty=penalty).apply(variables, X, mutable=["jdeq"], rngs=rngs)
+        found.append(state["jdeq"]["jacobian_penalty"][0])
+    assert found[0].shape == (4,) and (found[0] == found[1]).all() and (found[0] != found[2]).all()
+    # at its solution f moves nothing, up to the tolerance: all that is left is the draw
+    np.testing.assert_allclose(found[0], found[0][0], atol=1e-2)
+
+
 def masks(variables, z):
     """Which inner units a call with dropout key 1 kept, read off its solution."""
     cell = variables["params"]["cell"]

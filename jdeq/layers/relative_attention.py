@@ -47,9 +47,9 @@ class RelativeAttention(nn.Module):
         q, k, v = h W_qkv + u;  a[i, j] = ((q[i] + r_w) k[j] + (q[i] + r_r) R[i - j] W_r) / sqrt(d)
         y = softmax_j(a) v W_o + b_o
 
-    All matrices are weight-normalised. Positions before the sequence are given by their keys and
-    values, see `keys_values`. No output depends on a later position, to the bit (if those are
-    finite).
+    All matrices are weight-normalised unless told otherwise. Positions before the sequence are
+    given by their keys and values, see `keys_values`. No output depends on a later position, to
+    the bit (if those are finite).
 
     Args:
       heads: divides the width.
@@ -57,6 +57,7 @@ class RelativeAttention(nn.Module):
       position_dropout: rate on the features of R, one draw per feature for all distances.
       kernel_init: distribution of the *effective* matrices.
       bias_init: distribution of r_w and r_r.
+      weight_norm: False: plain matrices.
       dtype: of the computation; None: the promotion of input and parameters. The softmax is in
         float32 or wider.
     Raises:
@@ -72,6 +73,7 @@ class RelativeAttention(nn.Module):
     position_dropout: float = 0.0
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
+    weight_norm: bool = True
     dtype: Any = None
 
     @nn.compact
@@ -133,10 +135,9 @@ class RelativeAttention(nn.Module):
         split = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
         return jnp.moveaxis(split, 2, 0)
 
-    def _dense(self, features: int, name: str, *, use_bias: bool = False) -> WeightNormDense:
-        return WeightNormDense(
-            features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name
-        )
+    def _dense(self, features: int, name: str, *, use_bias: bool = False) -> nn.Module:
+        dense = WeightNormDense if self.weight_norm else nn.Dense
+        return dense(features, use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
 
     def _check(self, h: Array, u: Array | None) -> None:
         name = "jdeq.layers.RelativeAttention"

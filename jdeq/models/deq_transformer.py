@@ -47,7 +47,8 @@ def published_normal(width: int) -> Any:
 
 class TransformerBlock(nn.Module):
     """``a = LN(attn + z); LN(FFN(a) + a)``, or, with ``config.pre_norm``, attention on LN(z) and
-    ``FFN(a) + a``. ``FFN(a) = W_2 relu(W_1 a + b_1) + b_2``; every matrix is weight-normalised.
+    ``FFN(a) + a``. ``FFN(a) = W_2 relu(W_1 a + b_1) + b_2``; every matrix is weight-normalised
+    unless ``config.weight_norm`` is False.
 
     Args (of a call):
       z: float[batch, length, width].
@@ -64,7 +65,8 @@ class TransformerBlock(nn.Module):
     def __call__(self, z, u=None, past: Past | None = None):
         config = self.config
         drop = functools.partial(VariationalDropout, config.dropout, broadcast_dims=(1,))
-        dense = functools.partial(WeightNormDense, kernel_init=_effective, dtype=self.dtype)
+        layer = WeightNormDense if config.weight_norm else nn.Dense
+        dense = functools.partial(layer, kernel_init=_effective, dtype=self.dtype)
         attended = self._attention()(self._attention_input(z), u, past=past)
         a = self._norm(drop()(attended) + z)
         hidden = drop()(nn.relu(dense(config.hidden, name="up")(a)))
@@ -84,6 +86,7 @@ class TransformerBlock(nn.Module):
             position_dropout=config.dropout,
             kernel_init=_effective,
             bias_init=published_normal(config.width),
+            weight_norm=config.weight_norm,
             dtype=self.dtype,
             name="attention",
         )

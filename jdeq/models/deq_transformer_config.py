@@ -19,6 +19,7 @@ class DEQTransformerConfig:
       memory: positions of earlier segments to attend to, >= 0.
       cutoffs, divisor: of `jdeq.layers.AdaptiveEmbedding`.
       pre_norm: normalise before attention and feed-forward, and not at the end.
+      weight_norm: normalise every matrix of the block; False: plain matrices, which start alike.
       dropout: rate, in [0, 1), on embeddings, R, the outputs of attention and feed-forward, its
         hidden units, and the output: one draw per row and feature, for all positions.
       attention_dropout: rate on the attention weights.
@@ -35,6 +36,7 @@ class DEQTransformerConfig:
     cutoffs: tuple[int, ...] = ()
     divisor: int = 1
     pre_norm: bool = False
+    weight_norm: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
 

@@ -15,6 +15,7 @@ class EquilibriumModel(nn.Module):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
     """
 
     config: Any
@@ -24,6 +25,7 @@ class EquilibriumModel(nn.Module):
     atol: float = 0.0
     max_steps: int = 40
     test_every: int = 1
+    penalty: Any = None
 
 
 def equilibrium_layer(
@@ -38,6 +40,7 @@ def equilibrium_layer(
         atol=model.atol,
         max_steps=model.max_steps,
         test_every=model.test_every,
+        penalty=model.penalty,
         causal=causal,
         name=name,
     )

@@ -165,3 +165,27 @@ def test_refused_configurations(change, message):
     config = TransformerXLConfig(**dataclasses.asdict(TINY), layers=2)
     with pytest.raises(ValueError, match=f"jdeq.models.TransformerXLConfig: {message}"):
         dataclasses.replace(config, **change)
+
+
+def test_without_weight_norm_the_matrices_are_plain_and_start_alike():
+    """The same function of the same effective matrices, without the gains."""
+    plain = dataclasses.replace(TINY, weight_norm=False)
+    variables = DEQTransformerLM(TINY).init(jax.random.key(1), TOKENS)["params"]
+
+    def merged(tree):
+        if not isinstance(tree, dict):
+            return tree
+        if "gain" not in tree:
+            return {name: merged(child) for name, child in tree.items()}
+        rest = {name: leaf for name, leaf in tree.items() if name == "bias"}
+        return {"kernel": weight_norm(tree["direction"], tree["gain"]), **rest}
+
+    params = merged(variables)
+    ours = DEQTransformerLM(plain).init(jax.random.key(1), TOKENS)["params"]
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
+    for model, values in ((TINY, variables), (plain, params)):
+        model = DEQTransformerLM(model, solver=jdeq.Picard(), max_steps=3)
+        logits, _ = model.apply({"params": values}, TOKENS)
+        if model.config is TINY:
+            expected = logits
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,51 @@
+"""Where a number comes from: the commit, the machine and the versions that a run was made with."""
+
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+COMMIT = "JDEQ_COMMIT"
+"""Says the commit where the checkout is no git repository, as in a container or an archive."""
+_ROOT = pathlib.Path(__file__).parents[1]
+_PACKAGES = ("jax", "flax", "optax")
+
+
+def provenance() -> dict[str, Any]:
+    """For a run's report: commit, device, how many of them, CPU cores, versions."""
+    device = jax.devices()[0]
+    return {
+        "commit": commit(),
+        "device": "CPU" if device.platform == "cpu" else device.device_kind,
+        "devices": jax.device_count(),
+        "cpu_cores": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """The first characters of the checkout's commit, with "+" where tracked files were changed
+    since; else what the environment says; else "unknown".
+    """
+    try:
+        found = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "jdeq", "experiments")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get(COMMIT, "unknown")
+    # what the report command writes is no change of the code
+    lines = [line for line in changed.splitlines() if "results" not in line.lower()]
+    return found + "+" * bool(lines)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

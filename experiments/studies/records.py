@@ -1,0 +1,124 @@
+"""What is kept of a run: its configuration, its report, and its metrics as CSV, a few KB in all."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import workdir
+from jdeq.training import read_metrics
+
+STEP_TIME = "step_time.json"
+_KINDS = {
+    "train": (
+        "loss_nats",
+        "accuracy",
+        "nfe_forward",
+        "nfe_backward",
+        "residual_mean",
+        "residual_max",
+        "residual_backward",
+        "count_skipped",
+        "step_seconds",
+    ),
+    "test": ("loss_nats", "accuracy", "bits_per_byte", "mean_iou", "nfe_forward", "residual_mean"),
+    "spectrum": (
+        "spectral_radius_mean",
+        "spectral_radius_max",
+        "jacobian_norm_mean",
+        "rayleigh_quotient_mean",
+        "rayleigh_quotient_max",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """A finished run."""
+
+    config: dict[str, Any]
+    report: dict[str, Any]
+    metrics: dict[str, list[dict[str, float]]]
+    """By kind ("train", "test", "spectrum"): a dict with "step" and numbers for each record."""
+
+    def at(self, stop: str) -> dict[str, Any] | None:
+        """The row of the report with this stop."""
+        return next((row for row in self.report["test"] if row["stop"] == stop), None)
+
+
+def keep(run: pathlib.Path, record: pathlib.Path) -> bool:
+    """Write what is kept of a run folder into another; False if the run is not finished."""
+    report = workdir.read_report(run)
+    if report is None:
+        return False
+    record.mkdir(parents=True, exist_ok=True)
+    times = run / STEP_TIME
+    if times.exists():
+        report["step_alone"] = json.loads(times.read_text())
+    config = json.loads((run / workdir.CONFIG_FILE).read_text())
+    for name, values in ((workdir.CONFIG_FILE, config), (workdir.REPORT_FILE, _rounded(report))):
+        workdir.write_text(record / name, json.dumps(values, indent=1) + "\n")
+    metrics = read_metrics(run / workdir.METRICS_FILE)
+    for kind, names in _KINDS.items():
+        found = [r for r in metrics if r["kind"] == kind]
+        held = [n for n in ("step", *names) if any(n in r for r in found)]
+        if found:
+            rows = [{name: r.get(name) for name in held} for r in found]
+            write_rows(record / f"{kind}.csv", rows)
+    return True
+
+
+def read(record: pathlib.Path) -> Record | None:
+    """What `keep` wrote; None if there is nothing.
+
+    Raises:
+      ValueError: for a file that cannot be read.
+    """
+    if not (record / workdir.REPORT_FILE).exists():
+        return None
+    return Record(
+        config=json.loads((record / workdir.CONFIG_FILE).read_text()),
+        report=json.loads((record / workdir.REPORT_FILE).read_text()),
+        metrics={
+            kind: read_rows(path) if (path := record / f"{kind}.csv").exists() else []
+            for kind in _KINDS
+        },
+    )
+
+
+def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A CSV file; numbers to four digits, nothing where a number is not known or not finite."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([cell(value) for value in row.values()] for row in rows)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Of `write_rows`: numbers where they are numbers, NaN for nothing."""
+
+    def value(cell: str) -> Any:
+        try:
+            return float(cell or "nan")
+        except ValueError:
+            return cell
+
+    with path.open(newline="") as file:
+        return [{name: value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _rounded(tree: Any) -> Any:
+    """Floats to six digits."""
+    if isinstance(tree, dict):
+        return {name: _rounded(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_rounded(value) for value in tree]
+    return float(f"{tree:.6g}") if isinstance(tree, float) else tree

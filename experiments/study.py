@@ -1,0 +1,205 @@
+"""Train what studies need: ``python -m experiments.study NAME ... --runs DIR --jobs N``.
+
+NAME is a study of experiments/studies/, ``stability`` for those of the stability paper, or
+``all``; ``--list`` shows the runs. Each run is a process of experiments.train with a folder of
+its own in DIR, where studies share it, and a log beside it; N at once, the first seeds first.
+What is finished is not trained again, what was stopped goes on: the same command resumes. A run
+that fails does not stop the others and is named at the end. SIGTERM and Ctrl-C are passed on,
+and every run saves. In the end the steps of runs whose times are shown are timed, one run at a
+time (experiments.step_time).
+
+Several processes share a GPU: with N > 1 they are told not to reserve its memory
+(XLA_PYTHON_CLIENT_PREALLOCATE=false). Compiled programs are kept in DIR/compiled and shared by
+seeds, unless JAX_COMPILATION_CACHE_DIR says where. ``python -m experiments.report --runs DIR``
+comes next.
+"""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+
+from experiments import workdir
+from experiments.cli import guarded
+from experiments.config import ConfigError
+from experiments.studies import STABILITY, STUDIES, Study, Training
+from experiments.studies.records import STEP_TIME
+
+_GROUPS = {"all": STUDIES, "stability": STABILITY}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The command line."""
+
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Studies, or "stability" or "all"."""
+    runs: pathlib.Path
+    """Directory of the run folders."""
+    jobs: int = 1
+    """Runs trained at once."""
+    seeds: tuple[int, ...] | None = None
+    """Only these; None: those of each study."""
+    list: bool = False
+    """Show the runs and whether they are finished; train nothing."""
+
+
+def chosen(names: Sequence[str]) -> list[Study]:
+    """The studies of these names, in the order of RESULTS.md.
+
+    Raises:
+      ConfigError: for none, or an unknown name.
+    """
+    known = {study.name: (study,) for study in STUDIES} | _GROUPS
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        said = repr(unknown[0]) if unknown else "none"
+        raise ConfigError(f"NAME must be some of {', '.join(known)}; got {said}")
+    wanted = {study.name for name in names for study in known[name]}
+    return [study for study in STUDIES if study.name in wanted]
+
+
+def needed(studies: Sequence[Study], seeds: Sequence[int] | None) -> list[Training]:
+    """The runs of the studies, each once, by seed."""
+    found = dict.fromkeys(
+        training
+        for study in studies
+        for training in study.trainings()
+        if seeds is None or training.seed in seeds
+    )
+    if not found:
+        raise ConfigError(f"seeds must have one that the studies have; got {seeds}")
+    return sorted(found, key=lambda training: training.seed)
+
+
+def run(arguments: Arguments) -> int:
+    """Train; returns 0 if all runs are finished then, 1 if one failed, 3 if it was stopped."""
+    if arguments.jobs < 1:
+        raise ConfigError(f"jobs must be >= 1; got {arguments.jobs}")
+    studies = chosen(arguments.names)
+    trainings = needed(studies, arguments.seeds)
+    console = Console(highlight=False, soft_wrap=True)
+    runs = arguments.runs
+    if arguments.list:
+        for training in trainings:
+            state = "finished" if _finished(training, runs) else "missing"
+            console.print(f"{state}  {training.folder}")
+        return 0
+    runs.mkdir(parents=True, exist_ok=True)
+    pool = Pool(runs, arguments.jobs, console)
+    failed = pool.train([t for t in trainings if not _finished(t, runs)])
+    if not pool.stopped:
+        failed += _time_steps(studies, trainings, pool)
+    for name in failed:
+        console.print(f"failed: {name}, see {runs / (name + '.log')}")
+    if pool.stopped:
+        console.print("stopped; the same command goes on")
+        return 3
+    return 1 if failed else 0
+
+
+class Pool:
+    """Processes of experiments, ``jobs`` at once, that end when this one is told to.
+
+    Args:
+      runs: where folders and logs go.
+      jobs: how many.
+      console: what is told of them.
+    """
+
+    def __init__(self, runs: pathlib.Path, jobs: int, console: Console):
+        self.runs, self._jobs, self._console = runs, jobs, console
+        self._running: dict[str, tuple[subprocess.Popen, float]] = {}
+        self._begin = time.monotonic()
+        self.stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        for process, _ in self._running.values():
+            process.send_signal(signal.SIGTERM)
+
+    def train(self, trainings: Sequence[Training]) -> list[str]:
+        """The runs; returns the folders of those that failed."""
+        waiting = [(t.folder, ["train", *t.arguments(self.runs)]) for t in trainings]
+        return self.run(waiting)
+
+    def run(self, waiting: Sequence[tuple[str, list[str]]]) -> list[str]:
+        """Commands of experiments by name; returns the names of those that failed."""
+        left, failed, total, done = list(waiting), [], len(waiting), 0
+        while self._running or (left and not self.stopped):
+            while left and len(self._running) < self._jobs and not self.stopped:
+                name, command = left.pop(0)
+                self._running[name] = self._start(name, command), time.monotonic()
+            time.sleep(0.1)
+            for name, (process, begin) in list(self._running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del self._running[name]
+                done += 1
+                if code:
+                    failed.append(name)
+                word = f"failed ({code})" if code else "stopped" if self.stopped else "finished"
+                now = time.monotonic()
+                self._console.print(
+                    f"{now - self._begin:5.0f} s  {done}/{total}  {word} in {now - begin:.0f} s  "
+                    f"{name}"
+                )
+        return failed
+
+    def _start(self, name: str, command: list[str]) -> subprocess.Popen:
+        env = {"JAX_COMPILATION_CACHE_DIR": str((self.runs / "compiled").resolve())} | os.environ
+        if self._jobs > 1:
+            env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | env
+        module, *arguments = command
+        with (self.runs / f"{name}.log").open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", f"experiments.{module}", *arguments],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C comes to this process, which passes it on as one SIGTERM.
+                start_new_session=True,
+            )
+
+
+def _time_steps(studies: Sequence[Study], trainings: Sequence[Training], pool: Pool) -> list[str]:
+    """Time the first seed's runs of the studies that show times, where that was not done."""
+    shown = {
+        t for study in studies if study.timed for t in study.trainings()[: len(study.variants)]
+    }
+    folders = [
+        pool.runs / training.folder
+        for training in trainings
+        if training in shown and _finished(training, pool.runs)
+    ]
+    folders = [str(folder) for folder in folders if not (folder / STEP_TIME).exists()]
+    return pool.run([("step_time", ["step_time", "--workdirs", *folders])]) if folders else []
+
+
+def _finished(training: Training, runs: pathlib.Path) -> bool:
+    return workdir.read_report(runs / training.folder) is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def study() -> int:
+        name = "python -m experiments.study"
+        return run(tyro.cli(Arguments, args=argv, prog=name, description=__doc__))
+
+    return guarded(study)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

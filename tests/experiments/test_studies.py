@@ -1,0 +1,158 @@
+"""Studies: their runs exist, their records come back, RESULTS.md is what the command writes."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from experiments import report, study, train
+from experiments.config import ConfigError
+from experiments.config_files import load_run
+from experiments.studies import STUDIES, Training, columns, pictures
+from experiments.studies import records as kept
+from experiments.studies.study import Variant
+
+VARIANTS = list({v.training(0): v for s in STUDIES for v in s.variants}.values())
+STEPS = (10, 20)
+
+
+def make_run(folder, training, *, accuracy=0.5, radius=2.0, alone=None):
+    """A finished run as experiments.train leaves it, of made-up numbers."""
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(load_run(training.run), seed=training.seed)
+    (folder / "config.json").write_text(config.to_json())
+    stops = [f"after {b}" for b in range(1, 7)] + ["rtol 0.01", "rtol 0.001"]
+    test = [{"stop": s, "accuracy": accuracy, "nfe_forward": 4.0, "converged": 0.25} for s in stops]
+    for row, budget in zip(test, range(1, 7), strict=False):
+        row["budget"] = budget
+    numbers = {"parameters": 12345, "step_temporary_mib": 55.25, "step_seconds": 0.125}
+    origin = {
+        "commit": "abc",
+        "device": "CPU",
+        "devices": 1,
+        "cpu_cores": 2,
+        "versions": {"jax": "1"},
+    }
+    whole = {
+        **numbers,
+        "seed": training.seed,
+        "data": "d",
+        "test": test,
+        "spectral_radius_mean": radius,
+        "wall_seconds": 100.0,
+        "provenance": origin,
+    }
+    (folder / "report.json").write_text(json.dumps(whole))
+    if alone is not None:
+        (folder / kept.STEP_TIME).write_text(json.dumps(alone))
+    common = {"loss_nats": 1.0, "nfe_forward": 7.0, "nfe_backward": 8.0, "step_seconds": 0.5}
+    residuals = {"residual_mean": None, "residual_max": 0.5, "residual_backward": 0.25}
+    lines = [{"step": s, "kind": "train", **common, **residuals} for s in STEPS]
+    spectrum = {"spectral_radius_mean": radius, "jacobian_norm_mean": 3.0}
+    lines += [{"step": 20, "kind": "test", "accuracy": accuracy}]
+    lines += [{"step": s, "kind": "spectrum", **spectrum} for s in STEPS]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.training(0).folder[:60])
+def test_every_run_is_one_that_can_be_trained(variant, tmp_path):
+    training = variant.training(7)
+    name, arguments = train.parse(training.arguments(tmp_path))
+    assert (name, arguments.config.seed) == (variant.run, 7)
+    assert arguments.workdir == tmp_path / training.folder and len(training.folder) < 250
+    same = dataclasses.replace(arguments.config, seed=0) == load_run(name)
+    assert same == (not variant.overrides)  # an override changes something
+
+
+def test_runs_are_shared_and_the_first_seeds_come_first():
+    trainings = study.needed(STUDIES, None)
+    assert len(trainings) == len(set(trainings)) == len({t.folder for t in trainings})
+    assert [t.seed for t in trainings] == sorted(t.seed for t in trainings)
+    assert study.needed(STUDIES, [1]) == [t for t in trainings if t.seed == 1]
+    with pytest.raises(ConfigError, match="seeds must have one"):
+        study.needed(STUDIES, [9])
+    with pytest.raises(ConfigError, match="NAME must be some of .*costs.*all.*; got 'cost'"):
+        study.chosen(["cost"])
+
+
+def test_a_name_says_what_is_overridden():
+    training = Training(run="a", overrides=("--b.c", "1", "--d.no-e"), seed=2)
+    assert training.folder == "a,b.c=1,d.no-e,seed=2"
+    assert training.arguments("runs") == (
+        ["a", "--workdir", "runs/a,b.c=1,d.no-e,seed=2", "--b.c", "1", "--d.no-e", "--seed", "2"]
+    )
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path, capfd):
+    pool = study.Pool(tmp_path, 1, Console(width=200))
+    assert pool.run([("bad", ["train", "no_such_run"]), ("good", ["train", "--help"])]) == ["bad"]
+    said = capfd.readouterr().out
+    assert "1/2  failed (2)" in said and "2/2  finished" in said
+    assert "no run is called 'no_such_run'" in (tmp_path / "bad.log").read_text()
+
+
+def test_a_record_comes_back(tmp_path):
+    training = Training(run="digits_mdeq", seed=1)
+    times = {"plain": 0.01, "penalized": 0.03, "pretrain": 0.002}
+    make_run(tmp_path / "run", training, alone=times)
+    assert not kept.keep(tmp_path / "nothing", tmp_path / "record")
+    assert kept.keep(tmp_path / "run", tmp_path / "record")
+    record = kept.read(tmp_path / "record")
+    assert record is not None and record.report["seed"] == 1
+    first, second = record.metrics["train"]
+    assert first["step"] == 10 and math.isnan(first["residual_mean"])  # null in the metrics
+    assert second["residual_max"] == 0.5 and "kind" not in second
+    assert record.config["solver"]["max_steps"] == 8
+    # 140 steps of pre-training, then half of the steps with the penalty
+    assert pictures.seconds_until(record, 240) == pytest.approx(140 * 0.002 + 100 * 0.02)
+    assert pictures.step_milliseconds(record) == pytest.approx(20)
+    beside = dataclasses.replace(record, report={**record.report, "step_alone": None})
+    assert pictures.seconds_until(beside, 20) == pytest.approx(20 * 0.5)
+    assert columns.at(record, "as trained")["budget"] == 6  # the largest within its 8
+
+
+def test_a_table_has_the_seeds_numbers():
+    assert columns.spread([1.0, 3.0]) == "1.00, 3.00"  # too far apart for a mean
+    assert columns.spread([9.0, 11.0]) == "10.00 +- 1.41"
+    assert columns.spread([1.0, math.nan], 1) == "1.0, nan"
+
+
+def test_new_runs_become_a_section_with_pictures(tmp_path):
+    by_name = {s.name: s for s in STUDIES}
+    results = tmp_path / "results"
+    gamma = by_name["digits_gamma"]
+    for training in gamma.trainings():
+        accuracy = {0: 0.9, 1: 0.92, 2: 0.94}[training.seed]
+        make_run(tmp_path / "runs" / training.folder, training, accuracy=accuracy)
+    assert report.collect(tmp_path / "runs", results) == 9
+    text = report.render(results)
+    section = text[text.index(f"## {gamma.title}") :].split("\n## ")[0]
+    assert "92.00 +- 2.00" in section and "by hand" not in section
+    assert "python -m experiments.train digits_mdeq --regularizer.gamma 0.5" in section
+    assert "9 runs: commit abc, 1 x CPU, 2 CPU cores, jax 1, data d." in section
+    assert "## Copy memory\n\n*Measured by hand" in text  # without records it stands as it was
+    report.draw(by_name["growing_instability"], results)
+    folder = results / "growing_instability"
+    assert (folder / "residuals_and_norm.png").stat().st_size > 10_000
+    rows = kept.read_rows(folder / "residuals_and_norm.csv")
+    norms = [r for r in rows if r["quantity"] == "jacobian_norm_mean"]
+    assert {(r["variant"], r["step"], r["median"]) for r in norms} == {
+        (label, step, 3.0) for label in ("gamma 0", "gamma 2") for step in STEPS
+    }
+    assert not [r for r in rows if r["quantity"] == "residual_mean"]  # never finite: left out
+    with pytest.raises(ConfigError, match="runs must hold finished runs"):
+        report.collect(tmp_path / "elsewhere", results)
+
+
+def test_a_variant_is_trained_by_the_command_that_is_shown():
+    variant = Variant(label="x", run="digits_mdeq", overrides=("--regularizer.gamma", "0.5"))
+    words = variant.command.split()
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    assert words[3:] == [variant.run, *variant.overrides]
+
+
+def test_results_are_what_the_command_writes():
+    assert report.TEXT.read_text() == report.render(report.RESULTS)
