@@ -154,10 +154,7 @@ def measure(
         if function is not None:
             compiled[index] = function
     in_turn(
-        {
-            index: partial(_run, function, cases[index].args)
-            for index, function in compiled.items()
-        },
+        {index: partial(_run, function, cases[index].args) for index, function in compiled.items()},
         results,
         rounds=rounds,
         report=report,

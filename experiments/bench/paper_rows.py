@@ -41,16 +41,16 @@ class Row:
       model: with its solver, rule and budget.
       state: rows of one name and one model configuration share parameters.
       trips: how often each solve's loop runs in a training step, the forward one first.
-      counts: evaluations, products and jvps of a training step; empty for explicit models.
+      counts: evaluations and products of a training step that a count has to find; None: unknown.
       penalize: with the Jacobian penalty, at weight 1.
-      main: also timed in the other precision, and without training.
+      main: also timed in float32, and without training.
     """
 
     name: str
     model: Any
     state: str
     trips: tuple[int, ...] = ()
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: tuple[int, int] | None = None
     penalize: bool = False
     main: bool = False
 
@@ -74,11 +74,11 @@ class Task:
         return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, self.draw()))
 
 
-_RULES: dict[str, tuple[Any, int, int]] = {  # beside the state: evaluations and products it takes
-    "OneStep": (jdeq.OneStep(), 1, 1),
-    "Phantom(5)": (jdeq.Phantom(steps=5), 5, 5),
-    "Neumann(5)": (jdeq.Neumann(terms=5), 1, 5),
-    "SharedInverse": (jdeq.SharedInverse(), 1, 2),  # one to report its residual
+_RULES = {
+    "OneStep": jdeq.OneStep(),
+    "Phantom(5)": jdeq.Phantom(steps=5),
+    "Neumann(5)": jdeq.Neumann(terms=5),
+    "SharedInverse": jdeq.SharedInverse(),
 }
 _SOLVERS = {"Picard": jdeq.Picard(), "Anderson": jdeq.Anderson(), "Broyden": jdeq.Broyden()}
 
@@ -97,25 +97,20 @@ def implicit(prefix: str, model: Any, forward: str, adjoint: str, n: int, m: int
             test_every=max(n, m),
         ),
         trips=(n - 1, m - 1),
-        counts={
-            "evaluations": n + 1 + penalty,
-            "products": m + 1 + penalty,
-            "jvps": int(penalty),
-        },
+        # The map is linearized in the state and, at its end, in the parameters.
+        counts=None if penalty else (n + 2, m),
         **options,
     )
 
 
 def approximate(prefix: str, model: Any, forward: str, n: int, rule: str, **options) -> Row:
     """n evaluations and a rule without a backward loop."""
-    gradient, evaluations, products = _RULES[rule]
     return Row(
         name=f"{prefix} {n}, {forward}, {rule}",
         model=model.clone(
-            solver=_SOLVERS[forward], gradient=gradient, rtol=NEVER, max_steps=n, test_every=n
+            solver=_SOLVERS[forward], gradient=_RULES[rule], rtol=NEVER, max_steps=n, test_every=n
         ),
         trips=(n - 1,),
-        counts={"evaluations": n + evaluations, "products": products, "jvps": 0},
         **options,
     )
 
@@ -140,9 +135,7 @@ def text_task(size: TextSize) -> Task:
         DEQ_TRANSFORMER_WIKITEXT103_JR, **(size.deq | {"memory": 2 * size.length})
     )
     base = dataclasses.replace(base, memory=size.length)
-    twin = dataclasses.replace(
-        TRANSFORMER_XL_WIKITEXT103, **(size.twin | {"memory": size.length})
-    )
+    twin = dataclasses.replace(TRANSFORMER_XL_WIKITEXT103, **(size.twin | {"memory": size.length}))
     post, post_jr = DEQTransformerLM(base), DEQTransformerLM(jr)
     pre_jr = DEQTransformerLM(dataclasses.replace(jr, pre_norm=True))
     (n0, m0), (n1, m1), (n, m) = size.budgets
