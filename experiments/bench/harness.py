@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,15 +50,15 @@ class Result:
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
     compile_seconds: float = math.nan
     temp_mib: float = math.nan
+    argument_mib: float = math.nan
     calls_per_round: int = 1
     seconds: list[float] = dataclasses.field(default_factory=list)
     error: str = ""
 
 
-def counted(f: Callable, counts: dict[str, int]) -> Callable:
-    """f(params, z, x) that adds up its evaluations, jvps and backward products in z.
-
-    Counts at run time, by a callback each; f is differentiable as before, but not under vmap.
+def ticking(counts: dict[str, int]) -> Callable[[Any], Any]:
+    """The identity on a state, which adds up at run time, by a callback each, how often it is
+    evaluated, pushed forward and pulled back; differentiable, but not under vmap.
     """
 
     def add(kind):
@@ -80,6 +81,12 @@ def counted(f: Callable, counts: dict[str, int]) -> Callable:
     def _(primals, tangents):
         return tick(*primals), linear_call(tangent, cotangent, (), *tangents)
 
+    return tick
+
+
+def counted(f: Callable, counts: dict[str, int]) -> Callable:
+    """f(params, z, x) that adds up its evaluations, jvps and backward products in z."""
+    tick = ticking(counts)
     return lambda params, z, x: f(params, tick(z), x)
 
 
@@ -91,7 +98,7 @@ def count(make: Callable, f: Callable, args: tuple) -> dict[str, int]:
     return counts
 
 
-def _headline(error: Exception) -> str:
+def headline(error: Exception) -> str:
     """What happened, in a line; runtime errors carry the raiser's own message further down."""
     lines = str(error).strip().splitlines() or [""]
     raised = [line for line in lines if re.match(r"\S*Error: ", line)]
@@ -115,13 +122,13 @@ def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
         jax.block_until_ready(compiled(*case.args))
         once = time.perf_counter() - start
     except Exception as error:  # an entry that fails is a finding: it is reported by name
-        result.error = _headline(error)
+        result.error = headline(error)
         return result, None
     try:
         if case.f is not None:
             result.counts = count(case.make, case.f, case.args)
     except Exception as error:  # timed all the same
-        result.error = f"not counted: {_headline(error)}"
+        result.error = f"not counted: {headline(error)}"
     result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))
     return result, compiled
 
@@ -146,18 +153,40 @@ def measure(
         results.append(result)
         if function is not None:
             compiled[index] = function
-    order = list(compiled)
+    in_turn(
+        {index: partial(_run, function, cases[index].args) for index, function in compiled.items()},
+        results,
+        rounds=rounds,
+        report=report,
+    )
+    return results
+
+
+def _run(function: Callable, args: tuple) -> None:
+    jax.block_until_ready(function(*args))
+
+
+def in_turn(
+    calls: dict[int, Callable[[], None]],
+    results: list[Result],
+    *,
+    rounds: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Time the calls in turn, ``rounds`` times over, in a fresh order each round, into
+    ``results`` of their keys; a call returns when its work is done.
+    """
+    order = list(calls)
     shuffle = random.Random(0).shuffle
     for round_index in range(rounds):
         shuffle(order)
         for index in order:
-            args, calls = cases[index].args, results[index].calls_per_round
+            times = results[index].calls_per_round
             start = time.perf_counter()
-            for _ in range(calls):
-                jax.block_until_ready(compiled[index](*args))
-            results[index].seconds.append((time.perf_counter() - start) / calls)
+            for _ in range(times):
+                calls[index]()
+            results[index].seconds.append((time.perf_counter() - start) / times)
         report(f"round {round_index + 1}/{rounds}")
-    return results
 
 
 def quartiles(values) -> tuple[float, float, float]:

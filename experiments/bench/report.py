@@ -59,6 +59,7 @@ def row(result: Result, results: list[Result]) -> dict[str, Any]:
         **result.facts,
         "compile_seconds": result.compile_seconds,
         "temp_mib": result.temp_mib,
+        "argument_mib": result.argument_mib,
     }
     if result.seconds:
         reference = ratios(result, results)
@@ -76,10 +77,17 @@ COLUMNS = {
     "ms": ("ms", ".2f"),
     "iqr": ("quartiles", ""),
     "ratio": ("ratio", ".2f"),
+    "per_second": ("a second", ",.0f"),
+    "flops_ratio": ("FLOPs ratio", ".2f"),
+    "tflop": ("TFLOP", ".3g"),
+    "utilisation": ("of the peak", ".1%"),
+    "parameters": ("parameters", ",d"),
     "evaluations": ("nfe", "d"),
     "products": ("products", "d"),
     "jvps": ("jvps", "d"),
     "temp_mib": ("MiB", ".2f"),
+    "argument_mib": ("arguments MiB", ".2f"),
+    "peak_mib": ("device peak MiB", ".0f"),
     "compile_seconds": ("compile s", ".2f"),
     "residual_worst_sample": ("residual, worst sample", ".1e"),
     "residual_batch": ("residual, batch", ".1e"),
@@ -178,5 +186,5 @@ def write(
     }
     (out / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     (out / "table.md").write_text(markdown(f"Benchmark: {suite}", about, rows, notes))
-    if importlib.util.find_spec("matplotlib"):
+    if plotted and importlib.util.find_spec("matplotlib"):
         plot(out / "bars.png", rows, plotted)

@@ -13,7 +13,6 @@ from jaxtyping import UInt8
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
 Metrics = dict[str, float]
 
@@ -95,6 +94,8 @@ class TensorBoard:
     """
 
     def __init__(self, directory: pathlib.Path, *, start_step: int):
+        from tensorboardX import SummaryWriter  # a machine that only measures may lack it
+
         self._writer = SummaryWriter(str(directory), purge_step=start_step + 1)
 
     def write(self, step: int, kind: str, metrics: Metrics) -> None:

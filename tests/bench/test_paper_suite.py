@@ -1,0 +1,104 @@
+"""The suite of published models: operations counted by hand, sizes, a quick run without extras."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.bench.flops import program_flops
+from experiments.bench.paper_rows import full
+from jdeq.training import make_init
+
+ROOT = Path(__file__).parent.parent.parent
+M, K = 8, 16
+PRODUCT = 2 * M * K * K
+ABSENT = "tyro tensorflow_datasets jaxopt grain sklearn tokenizers PIL matplotlib tensorboardX"
+
+
+def flops(f, *shapes, trips=()):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return program_flops(jax.jit(f).trace(*arguments).jaxpr, trips)
+
+
+def test_flops_of_loops_and_branches():
+    def scanned(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=7)[0] @ w
+
+    def dynamic(x, w):
+        def inner(x):
+            return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] @ w), (0, x))[1]
+
+        return jax.lax.while_loop(lambda c: c[0] < 5, lambda c: (c[0] + 1, inner(c[1])), (0, x))[1]
+
+    def branch(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w, lambda x: x @ w @ w, x)
+
+    assert flops(scanned, (M, K), (K, K)) == 8 * PRODUCT
+    assert flops(dynamic, (M, K), (K, K), trips=(5, 3)) == 15 * PRODUCT
+    assert flops(branch, (M, K), (K, K)) == PRODUCT
+    for trips in ((5,), (5, 3, 2)):
+        with pytest.raises(ValueError, match="trips must have one entry for each while loop"):
+            flops(dynamic, (M, K), (K, K), trips=trips)
+
+
+def test_flops_of_a_gradient_and_a_convolution():
+    def loss(w, x):
+        return jnp.sum(jax.checkpoint(lambda x: jnp.tanh(x @ w))(x))
+
+    # forward, again when recomputed, and the kernel's gradient
+    assert flops(jax.grad(loss), (K, K), (M, K)) in (2 * PRODUCT, 3 * PRODUCT)
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert flops(convolve, (2, 6, 6, 3), (3, 3, 3, 5)) == 2 * (2 * 4 * 4 * 5) * 27
+
+
+@pytest.mark.slow
+def test_sizes_are_the_published_ones():
+    millions = {
+        "xl": 110.3, "post": 97.7, "pre_jr": 97.7, "post_jr": 97.7, "resnet": 44.5, "small": 16.8,
+        "large": 67.1,
+    }  # fmt: skip
+    for task in full():
+        assert {row.name for row in task.rows} >= {task.twin}
+        assert len({row.name for row in task.rows}) == len(task.rows)
+        for name, model in {row.state: row.model for row in task.rows}.items():
+            if hasattr(model, "gradient"):
+                model = model.clone(max_steps=1)
+            init = make_init(model, task.optimizer)
+            state = jax.eval_shape(init, jax.random.key(0), task.shapes().inputs)
+            count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            assert round(count / 1e6, 1) == millions[name]
+
+
+@pytest.mark.slow
+def test_quick_run_without_the_extras(tmp_path):
+    """Every row works and has the evaluations and products of its budget, or else an error."""
+    code = (
+        f"import runpy, sys\nfor name in {ABSENT.split()}: sys.modules[name] = None\n"
+        f"sys.argv[1:] = ['paper', '--quick', '--out', {str(tmp_path)!r}]\n"
+        "runpy.run_module('experiments.bench', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "paper" / "results.json").read_text())
+    assert "matplotlib is not installed: no plot" in content["notes"]
+    cases = content["cases"]
+    assert len(cases) == 14 and not any(case["error"] for case in cases)
+    for case in cases:
+        assert case["ms"] > 0 and case["per_second"] > 0 and case["flops_ratio"] > 0
+        assert "utilisation" not in case  # the peak of a CPU is not known
+    counts = {
+        case["name"]: (case["evaluations"], case["products"])
+        for case in cases
+        if "evaluations" in case
+    }
+    assert counts["jdeq post-norm 5/4, Anderson, adjoint Broyden"] == (7, 4)
+    assert counts["jdeq MDEQ-small 3/3, Broyden"] == (5, 3)
