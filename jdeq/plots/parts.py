@@ -14,6 +14,7 @@ QUALITIES = {
     "mean_iou": (100, "mean IoU (%)"),
     "bits_per_byte": (1, "bits per byte"),
     "word_perplexity": (1, "perplexity a word"),
+    "rmse": (1, "root mean squared error"),
 }
 """Scale and name of the measures that runs are compared by."""
 

@@ -47,6 +47,12 @@ def iou_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
     return finish(ax, QUALITIES["mean_iou"][1])
 
 
+def rmse_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
+    """Root mean squared error of the test examples over steps, logarithmic."""
+    ax.semilogy(*series(records, "test", "rmse"), label="test", lw=1.5, marker="o", ms=3)
+    return finish(ax, QUALITIES["rmse"][1])
+
+
 def text_curve(
     records: Sequence[Record],
     *,
