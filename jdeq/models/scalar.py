@@ -5,8 +5,9 @@
 Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian Regularization,
 section 5.1. The paper does not say how the weights start; here U, b and W_2 as PyTorch, its
 framework, starts linear layers, uniform within 1 / sqrt(inputs), and W_1 within a tenth of that:
-from a map that is almost flat in z. Started as the others, W_1 brings the slope f' at z* past 1
-within a training without the penalty, where gradients have a pole, and the fit is lost.
+from a map that is almost flat in z. Started as the others (``state_bound=1``), W_1 can bring the
+slope f' at z* past 1 in a training without the penalty, where gradients have a pole, and the fit
+is lost.
 """
 
 from __future__ import annotations
