@@ -13,7 +13,7 @@ Result: validation RMSE 0.041 +- 0.005 without the penalty, 0.058 +- 0.013 with 
 to 1e-3 by plain iteration 11.7 +- 1.7 and 3.2 +- 0.1, by Anderson 5.3 +- 0.8 and 3.0 +- 0.1; mean
 slope |f'(z*)| 0.51 and 0.02 (seeds 0 to 4). The noise alone has an RMSE of 0.033.
 Of what was tried: --model.state-bound 1 without the penalty loses the fit with seed 1 of 0 to 2
-(RMSE 0.25, 0.08 with the others).
+(RMSE 0.25, 0.08 with the others); --data.half-width 2 with gamma 2, seed 0: RMSE 0.10.
 """
 
 from experiments.config import (

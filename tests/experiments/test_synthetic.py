@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import compare, synthetic, train, workdir
 from experiments.build import build
@@ -14,6 +15,8 @@ from experiments.config_files import load_run
 from experiments.data import DigitsData
 from experiments.synthetic import SLICES, STATES, Arguments
 from jdeq.training import read_metrics
+
+pytestmark = pytest.mark.xdist_group("synthetic")  # one process has the cache
 
 BASE = load_run("synthetic")
 SMALL = dataclasses.replace(
@@ -31,6 +34,23 @@ SMALL = dataclasses.replace(
         rtols=(1e-3,),
     ),
 )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The runs of a study are the same programs."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def read(path):
@@ -126,7 +146,7 @@ def test_the_table_has_means_over_seeds():
 
 
 @pytest.mark.slow
-def test_a_small_study_trains_what_is_missing_and_measures_it(tmp_path, capsys):
+def test_a_small_study_trains_what_is_missing_and_measures_it(compiled, tmp_path, capsys):
     arguments = Arguments(
         runs=tmp_path / "runs", out=tmp_path / "out", gammas=(0.0, 2.0), drawn=(2.0,), seeds=(0, 3)
     )
@@ -155,7 +175,7 @@ def test_a_small_study_trains_what_is_missing_and_measures_it(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_all_weights_fit_and_the_penalty_halves_the_evaluations(tmp_path):
+def test_all_weights_fit_and_the_penalty_halves_the_evaluations(compiled, tmp_path):
     """Section 5.1 of Bai, Koltun and Kolter (2021), with two of the five seeds."""
     arguments = Arguments(runs=tmp_path, seeds=(0, 1))
     assert synthetic.run(arguments, base=BASE) == 0
