@@ -8,6 +8,7 @@ figure 5.
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from jdeq.plots.parts import finish
@@ -48,8 +49,8 @@ def surface(
     ax.set_xlabel("input x")
     ax.set_ylabel("state z")
     ax.set_zlabel("f(z; x)")
-    for axis in "xyz":
-        ax.locator_params(axis=axis, nbins=5)
+    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+        axis.set_major_locator(MaxNLocator(5))
     ax.legend(fontsize="x-small", frameon=False, loc="upper left")
     return ax
 
