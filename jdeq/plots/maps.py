@@ -50,7 +50,7 @@ def surface(
     ax.set_ylabel("state z")
     ax.set_zlabel("f(z; x)")
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.legend(fontsize="x-small", frameon=False, loc="upper left")
     return ax
 
