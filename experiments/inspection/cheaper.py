@@ -121,7 +121,7 @@ def advice(rows: Mapping[str, Setting], *, quality: str, tests: int, reference: 
             "how wrong a gradient is. First make the equilibrium one that can be solved: more "
             "Jacobian penalty (--regularizer.gamma)."
         )
-    if not (own.error.cosine >= FIT_COSINE and own.error.relative_error <= FIT_ERROR):
+    if not _fit(own.error):
         return (
             f"Nothing cheaper yet: at its own settings the gradient of the run has a cosine of "
             f"{own.error.cosine:.3f} with that of the tight solve (relative error "
@@ -153,6 +153,10 @@ def advice(rows: Mapping[str, Setting], *, quality: str, tests: int, reference: 
     )
 
 
+def _fit(error: Quality) -> bool:
+    return error.cosine >= FIT_COSINE and error.relative_error <= FIT_ERROR
+
+
 def _loss(own: Setting, row: Setting, quality: str, tests: int) -> str | None:
     """What is lost, in words; None: nothing that matters. Accuracy and mean IoU may fall by 0.2
     points or one example, the others rise by half a percent; the gradient may turn as far as a
@@ -180,9 +184,12 @@ def _changed(quality: str, own: Setting, row: Setting) -> str:
 
 def rule_advice(rules: Mapping[str, tuple[Gradient, Quality]]) -> str:
     """A sentence on the rule that costs least among those whose gradient is as good as that of the
-    run, the first of them (by cosine and error, as in `advice`); empty where that is its own.
+    run, the first of them (by cosine and error, as in `advice`); empty where that is its own, or no
+    gradient to compare with.
     """
     (name, (own, ours)), *others = rules.items()
+    if not _fit(ours):
+        return ""
     best, spent = name, own.evaluations + own.products
     for other, (found, quality) in others:
         good = quality.cosine >= SAME_COSINE

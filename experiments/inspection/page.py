@@ -58,6 +58,7 @@ def captions(found: Findings) -> dict[str, list[str]]:
     about, noun, spectrum = found.about, found.noun, found.spectrum
     solves_in = about["solves_in_the_model"]
     first = f", of the first of {solves_in} solves in the model" if solves_in > 1 else ""
+    whole = " (a window, of whose positions the largest)" if about["causal"] else ""
     notes = {
         "samples": [
             f"Each {noun} of the test set is solved by {about['solver']} until its relative "
@@ -77,7 +78,8 @@ def captions(found: Findings) -> dict[str, list[str]]:
         ],
         "spectrum": [
             f"The Jacobian J of the cell at the solutions of the same examples{first}. Left: the "
-            "spectral radius of each; below 1 plain iteration converges, near 0 fast. Right: the "
+            f"spectral radius of each{whole}; below 1 plain iteration converges, near 0 fast. "
+            "Right: the "
             f"leading eigenvalues of {len(spectrum.eigenvalues.values)} of them in the complex "
             f"plane, J being {spectrum.size} by {spectrum.size}; the residual in the table, "
             "||J v - lambda v||, says how well they are known."

@@ -118,6 +118,7 @@ def _settings(found: Findings) -> Figure:
     left.set_yticks(at, names)
     left.invert_yaxis()
     finish(left, "", "solves of a training step")
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     scale, name = QUALITIES[found.quality]
     own = rows[0].quality
     right.barh(at, [scale * (row.quality - own) for row in rows], alpha=0.8, color="C2")
@@ -125,6 +126,7 @@ def _settings(found: Findings) -> Figure:
     right.set_yticks(at, [""] * len(rows))
     right.invert_yaxis()
     right.grid(alpha=0.3)
+    right.locator_params(axis="x", nbins=5)
     better = "right" if found.quality in ("accuracy", "mean_iou") else "left"
     right.set_xlabel(f"change of {name}; better: {better}")
     return figure
