@@ -32,7 +32,7 @@ from jdeq.training import (
 
 TOLERANCE_STEPS = 50  # the budget of an evaluation to a tolerance
 _NEVER = 1e-7  # a tolerance that float32 does not reach within a few evaluations
-_COLUMNS = {  # of a measure: its heading and its format
+COLUMNS = {  # of a measure: its heading and its format, in every table of runs
     "bits_per_byte": ("bits per byte", ".3f"),
     "word_perplexity": ("perplexity a word", ".2f"),
     "subword_perplexity": ("perplexity a subword", ".2f"),
@@ -186,11 +186,11 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _heads(rows: Sequence[dict[str, Any]], key: str = "stop") -> list[str]:
-    return [key, *(head for name, (head, _) in _COLUMNS.items() if name in rows[0])]
+    return [key, *(head for name, (head, _) in COLUMNS.items() if name in rows[0])]
 
 
 def _cells(row: dict[str, Any], key: str = "stop") -> list[str]:
-    values = [format(row[name], spec) for name, (_, spec) in _COLUMNS.items() if name in row]
+    values = [format(row[name], spec) for name, (_, spec) in COLUMNS.items() if name in row]
     return [row[key], *values]
 
 

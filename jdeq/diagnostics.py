@@ -1,4 +1,4 @@
-"""Diagnostics of a solve: spectral radius, adjoint residual, gradient error, a readable report."""
+"""Diagnostics of a solve: spectral radius, eigenvalues, adjoint residual, gradient error."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from jdeq.fixed_point import fixed_point
 from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
 from jdeq.solvers import Anderson
-from jdeq.types import GradientRule, Solution, Solver, Status
+from jdeq.types import GradientRule, Solution, Solver, Status, require_integer
 
 _SQUARINGS = 16
 
@@ -122,6 +122,68 @@ def _gelfand(matrix: Float[Array, " *batch n n"]) -> Float[Array, " *batch"]:
         matrix = matrix / jnp.where(size == 0, 1.0, size)[..., None, None]
         matrix = jnp.matmul(matrix, matrix, precision=lax.Precision.HIGHEST)
     return jnp.exp(logarithm)
+
+
+class Eigenvalues(NamedTuple):
+    """Result of :func:`leading_eigenvalues`.
+
+    Attributes:
+      values: complex[*batch, count], the largest modulus first.
+      residual: float[*batch, count], ``||J v - lambda v||`` of the unit vector v that belongs to
+        each: the value is an eigenvalue of a matrix that far from J.
+    """
+
+    values: np.ndarray
+    residual: np.ndarray
+
+
+def leading_eigenvalues(
+    f: Callable[[PyTree, PyTree, PyTree], PyTree],
+    params: PyTree,
+    z: PyTree,
+    x: PyTree,
+    key: Key[Array, ""],
+    *,
+    count: int = 16,
+    num_products: int = 64,
+    batch_ndim: int = 1,
+) -> Eigenvalues:
+    """The eigenvalues of ``J = df/dz`` of largest modulus per sample, by Arnoldi's method.
+
+    Those of the small H in ``J V = V H + h v e^T``, with orthonormal V. Exact for samples of at
+    most ``num_products`` entries, where H has the size of J; else the outer ones come first, and
+    ``residual`` says which have come.
+
+    Args:
+      f: the map ``f(params, z, x) -> z``, samples separate.
+      z: state to linearize at, normally ``solution.z``; float[*batch, ...] leaves.
+      key: random key, of the start vectors.
+      count: how many, >= 1; fewer are returned where a sample has fewer entries.
+      num_products: products ``J v`` in all, > ``count``.
+      batch_ndim: number of sample axes, >= 0.
+    Returns:
+      NaN where J is not finite.
+    Raises:
+      ValueError: for values outside these ranges.
+    Cost: one evaluation of f and ``num_products`` products; as many copies of z. Not inside jit:
+      the eigenvalues are computed on the host.
+    Source: Arnoldi (1951), Quart. Appl. Math. 9, 17-29; Saad (2011), Numerical Methods for Large
+      Eigenvalue Problems, proposition 6.8, for the residual.
+    """
+    name = "jdeq.diagnostics.leading_eigenvalues"
+    require_integer(name, "count", count, 1)
+    require_integer(name, "num_products", num_products, count + 1)
+    matrix = np.asarray(_arnoldi(f, params, z, x, key, 0, num_products, batch_ndim), np.float64)
+    height = np.zeros(matrix.shape[:-2])
+    if matrix.shape[-1] < tree.sample_size(z, batch_ndim):
+        # The last column has no height: what is known of the one before is used instead.
+        height, matrix = np.abs(matrix[..., -1, -2]), matrix[..., :-1, :-1]
+    sound = np.all(np.isfinite(matrix), axis=(-2, -1))
+    values, vectors = np.linalg.eig(np.where(sound[..., None, None], matrix, 0.0))
+    residual = height[..., None] * np.abs(vectors[..., -1, :])
+    order = np.argsort(-np.abs(values), axis=-1, kind="stable")[..., :count]
+    found = (np.take_along_axis(a, order, axis=-1) for a in (values + 0j, residual))
+    return Eigenvalues(*(np.where(sound[..., None], a, np.nan) for a in found))
 
 
 class BetaProposal(NamedTuple):

@@ -10,6 +10,7 @@ from jdeq.diagnostics import (
     adjoint_residual,
     convergence_report,
     gradient_cosine,
+    leading_eigenvalues,
     spectral_radius,
 )
 
@@ -269,3 +270,52 @@ def test_convergence_report():
     one = jdeq.fixed_point(lambda p, z, x: 0.5 * z + x, None, jnp.zeros(3), jnp.ones(3),
                            batch_ndim=0)  # fmt: skip
     assert convergence_report(one).startswith("1 sample: 1 CONVERGED\nnfe ")
+
+
+def eigenvalues(matrices, **options):
+    z = jnp.zeros(matrices.shape[:-1], matrices.dtype)
+    return leading_eigenvalues(apply, matrices, z, None, jax.random.key(0), **options)
+
+
+def test_leading_eigenvalues_of_small_samples_are_those_of_the_dense_jacobian():
+    matrices = np.random.default_rng(5).normal(size=(3, 12, 12))
+    with jax.enable_x64(True):
+        found = eigenvalues(jnp.asarray(matrices), count=12, num_products=20)
+    assert found.values.shape == (3, 12) and np.all(found.residual == 0)
+    assert np.all(np.diff(np.abs(found.values), axis=1) < 1e-12)
+    for ours, true in zip(found.values, np.linalg.eigvals(matrices), strict=True):
+        apart = np.abs(ours[:, None] - true[None])
+        assert apart.min(axis=0).max() < 1e-10 and apart.min(axis=1).max() < 1e-10
+
+
+def test_leading_eigenvalues_of_large_samples_are_as_near_as_their_residual_says():
+    """Of a normal matrix an eigenvalue lies within the residual; pairs far out come first."""
+    rng = np.random.default_rng(6)
+    q = orthogonal(rng)
+    sizes = np.concatenate([[2.0, 1.5], rng.uniform(0, 0.7, D // 2 - 2)])
+    angles = rng.uniform(0.2, 2.9, D // 2)
+    blocks = np.zeros((D, D))
+    for k, (size, angle) in enumerate(zip(sizes, angles, strict=True)):
+        c, s = size * np.cos(angle), size * np.sin(angle)
+        blocks[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = [[c, -s], [s, c]]
+    matrix = q @ blocks @ q.T
+    found = eigenvalues(jnp.asarray(matrix[None], jnp.float32), count=8, num_products=40)
+    true = np.linalg.eigvals(matrix)
+    near = np.abs(found.values[0][:, None] - true[None]).min(axis=1)
+    assert np.all(near <= found.residual[0] + 1e-5)
+    np.testing.assert_allclose(np.abs(found.values[0, :4]), [2, 2, 1.5, 1.5], rtol=1e-5)
+    assert np.all(found.residual[0, :4] < 1e-5) and found.residual[0, -1] > 1e-3
+
+
+def test_leading_eigenvalues_keep_samples_apart_and_name_what_is_wrong():
+    matrices = jnp.asarray(np.random.default_rng(7).normal(size=(2, 3, 3)), jnp.float32)
+    found = eigenvalues(matrices.at[1, 0, 0].set(jnp.nan), count=2, num_products=3)
+    assert np.all(np.isnan(found.values[1])) and np.all(np.isnan(found.residual[1]))
+    expected = np.sort(np.abs(np.linalg.eigvals(np.asarray(matrices[0]))))[::-1][:2]
+    np.testing.assert_allclose(np.abs(found.values[0]), expected, rtol=1e-4)
+    for options, message in (
+        ({"count": 0}, "count must be >= 1; got 0"),
+        ({"count": 4, "num_products": 4}, "num_products must be >= 5; got 4"),
+    ):
+        with pytest.raises(ValueError, match=f"leading_eigenvalues: {message}"):
+            eigenvalues(matrices, **options)

@@ -1,0 +1,1 @@
+"""The parts of `experiments.inspect`: what is measured, and how it is shown."""
