@@ -81,6 +81,7 @@ def iterate(
     """
     sound = None
     if causal:  # a position that starts non-finite is not solved for, and f sees 0 there
+        z0 = lax.optimization_barrier(z0)  # else XLA folds what it can of zeros, for seconds
         sound = tree.finite(z0, ndim)
         z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
     state = solver.init(f, z0, ndim=ndim)
