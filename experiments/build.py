@@ -36,6 +36,8 @@ from jdeq.models import (
     RevDEQConfig,
     RevDEQLM,
     RevDEQLMConfig,
+    ScalarDEQ,
+    ScalarDEQConfig,
     TransformerXL,
     TransformerXLConfig,
     TrellisConfig,
@@ -51,6 +53,7 @@ from jdeq.training import (
     make_eval_step,
     make_init,
     make_train_step,
+    squared_error_loss,
 )
 
 MODELS: dict[type, Any] = {
@@ -67,6 +70,7 @@ MODELS: dict[type, Any] = {
     DecoderDEQConfig: DecoderDEQLM,
     TransformerXLConfig: TransformerXL,
     LSTMConfig: LSTM,
+    ScalarDEQConfig: ScalarDEQ,
 }
 EXPLICIT = (TransformerXLConfig, LSTMConfig, ResNetConfig, DenseNetConfig)
 """Baselines that solve nothing: without solver, gradient rule, penalty, pre-training, spectrum."""
@@ -116,10 +120,11 @@ class Run:
 
     def loss(self, model: Any) -> LossFn:
         """What ``model`` is trained for."""
+        probe_backward = self.implicit and model.gradient.has_probe
+        if self.task.regression:
+            return squared_error_loss(model, probe_backward=probe_backward)
         return cross_entropy_loss(
-            model,
-            probe_backward=self.implicit and model.gradient.has_probe,
-            by_labels=gives_losses(model),
+            model, probe_backward=probe_backward, by_labels=gives_losses(model)
         )
 
     def train_step(self, model: Any) -> TrainStep:
@@ -171,7 +176,13 @@ def gives_losses(model: Any) -> bool:
 
 def eval_step(model: Any, task: Task, *, layout: Layout | None = None) -> EvalStep:
     """The evaluation of ``model`` on the test examples of ``task``."""
-    return make_eval_step(model, segment=task.segment, by_labels=gives_losses(model), layout=layout)
+    return make_eval_step(
+        model,
+        segment=task.segment,
+        by_labels=gives_losses(model),
+        squared_error=task.regression,
+        layout=layout,
+    )
 
 
 def build(config: ExperimentConfig) -> Run:
@@ -258,6 +269,9 @@ def _build(config: ExperimentConfig) -> Run:
 
 def _check_fit(config: ExperimentConfig, task: Task) -> None:
     """Refuse a model that cannot read the data's inputs, or has another number of outputs."""
+    if isinstance(config.model, ScalarDEQConfig) != task.regression:
+        kind, are = type(config.model).__name__, "numbers" if task.regression else "classes"
+        raise ConfigError(f"data must fit a {kind}; their labels are {are}")
     reads_tokens = hasattr(config.model, "vocab_size")
     if reads_tokens != np.issubdtype(task.test.inputs.dtype, np.integer):
         kind = type(config.model).__name__
@@ -266,7 +280,7 @@ def _check_fit(config: ExperimentConfig, task: Task) -> None:
         kind, has = type(config.model).__name__, "each pixel" if task.labels_pixels else "an image"
         raise ConfigError(f"data must fit a {kind}; they have a label for {has}")
     name = "vocab_size" if reads_tokens else "num_classes"
-    outputs = getattr(config.model, name)
+    outputs = 0 if task.regression else getattr(config.model, name)
     if getattr(config.model, "memory", 0) and not isinstance(task.batches, Streams):
         raise ConfigError("data.contiguous must be True for a model with a memory; got False")
     held = len(task.test.labels)

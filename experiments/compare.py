@@ -21,6 +21,7 @@ _QUALITIES = {  # scale, name and digits of the measure that a task is judged by
     "bits_per_byte": (1, "bits per byte", 3),
     "mean_iou": (100, "mean IoU in %", 2),  # its rows have an accuracy, too: that of the pixels
     "accuracy": (100, "accuracy in %", 2),
+    "rmse": (1, "root of the mean squared error", 4),
 }
 
 

@@ -15,6 +15,7 @@ from experiments.config_errors import ConfigError, checked
 from experiments.data import CopyMemoryData, CorpusData, DigitsData, ImageSetData, StdlibData
 from experiments.image_data import CityscapesData, ImageNetData, ScenesData
 from experiments.optimizer_config import OptimizerConfig
+from experiments.regression_data import SyntheticData
 from jdeq.layers import ForwardBackward, PeacemanRachford
 from jdeq.models import (
     DecoderDEQConfig,
@@ -28,6 +29,7 @@ from jdeq.models import (
     ResNetConfig,
     RevDEQConfig,
     RevDEQLMConfig,
+    ScalarDEQConfig,
     TransformerXLConfig,
     TrellisConfig,
 )
@@ -246,6 +248,7 @@ class ExperimentConfig:
         | DEQTransformerConfig
         | TransformerXLConfig
         | LSTMConfig
+        | ScalarDEQConfig
     )
     loop: LoopConfig
     seed: int = 0
@@ -259,6 +262,7 @@ class ExperimentConfig:
         | StdlibData
         | CorpusData
         | CopyMemoryData
+        | SyntheticData
     ) = DigitsData()
     solver: SolverConfig = SolverConfig()
     gradient: GradientConfig = GradientConfig()

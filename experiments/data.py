@@ -59,7 +59,9 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Training batches and test examples; how many classes (or tokens) there are to tell apart."""
+    """Training batches and test examples; how many classes (or tokens) there are to tell apart, 0
+    where labels are numbers.
+    """
 
     batches: Batches
     test: Dataset
@@ -75,8 +77,12 @@ class Task:
     """How much of a test example a model with a memory reads at a time; None: all of it."""
 
     @property
-    def quality(self) -> Literal["accuracy", "mean_iou", "bits_per_byte", "word_perplexity"]:
+    def quality(
+        self,
+    ) -> Literal["accuracy", "mean_iou", "bits_per_byte", "word_perplexity", "rmse"]:
         """The measure that runs are compared by."""
+        if self.regression:
+            return "rmse"
         if self.text is None:
             return "mean_iou" if self.labels_pixels else "accuracy"
         return "word_perplexity" if self.text.unit == "word" else "bits_per_byte"
@@ -90,6 +96,11 @@ class Task:
     def labels_pixels(self) -> bool:
         """Whether an example is an image with a label for each pixel."""
         return self.test.labels.ndim == 3
+
+    @property
+    def regression(self) -> bool:
+        """Whether a label is a number, not a class."""
+        return np.issubdtype(self.test.labels.dtype, np.floating)
 
     @property
     def test_examples(self) -> int:
@@ -142,11 +153,14 @@ class Task:
         return self.measures(means)
 
     def measures(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of `jdeq.training.evaluate` on the test examples, for text in its units.
+        """The means of `jdeq.training.evaluate` on the test examples, for text in its units, of a
+        regression with the root of the mean squared error, in the units of the labels.
 
         Bits per byte, but not for words: a rare one is replaced by a token that does not say which
         it was. Where a token is not a byte, perplexities that say what they are per.
         """
+        if self.regression:
+            return means | {"rmse": math.sqrt(means["loss_nats"])}
         if self.text is None:
             return means
         nats, text = means["loss_nats"], self.text

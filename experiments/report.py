@@ -36,6 +36,7 @@ _COLUMNS = {  # of a measure: its heading and its format
     "subword_perplexity": ("perplexity a subword", ".2f"),
     "mean_iou": ("mean IoU", ".2%"),
     "accuracy": ("accuracy", ".2%"),
+    "rmse": ("RMSE", ".4f"),
     "loss_nats": ("loss (nats)", ".2e"),
     "nfe_forward": ("mean nfe", ".2f"),
     "residual_mean": ("mean residual", ".1e"),
@@ -208,6 +209,8 @@ def draw(
         plots.accuracy_curve(records, ax=axes[1])
     elif quality == "mean_iou":
         plots.iou_curve(records, ax=axes[1])
+    elif quality == "rmse":
+        plots.rmse_curve(records, ax=axes[1])
     else:
         plots.text_curve(records, ax=axes[1], quality=quality)
     if run.implicit:

@@ -23,4 +23,5 @@ from jdeq.data.images import (
     open_images,
 )
 from jdeq.data.scenes import SCENES, Scenes, load_scenes
+from jdeq.data.synthetic import Synthetic, load_synthetic
 from jdeq.data.windows import ShuffledWindows, Streams, windows

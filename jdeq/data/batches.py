@@ -17,11 +17,20 @@ IGNORED = -1
 class Dataset(NamedTuple):
     """Labelled examples in memory; also one batch of them.
 
-    Images have one label each; a row of tokens has one for every token, the token after it.
+    Images have one label each; a row of tokens has one for every token, the token after it. Labels
+    of a regression are numbers.
     """
 
-    inputs: Float[np.ndarray, "examples height width channels"] | Int[np.ndarray, "examples length"]
-    labels: Int[np.ndarray, " examples"] | Int[np.ndarray, "examples length"]
+    inputs: (
+        Float[np.ndarray, "examples height width channels"]
+        | Float[np.ndarray, "examples features"]
+        | Int[np.ndarray, "examples length"]
+    )
+    labels: (
+        Int[np.ndarray, " examples"]
+        | Int[np.ndarray, "examples length"]
+        | Float[np.ndarray, " examples"]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -63,6 +63,7 @@ from jdeq.models.resnet import (
 )
 from jdeq.models.revdeq import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 from jdeq.models.revdeq_lm import REVDEQ_WIKITEXT103, RevDEQLM, RevDEQLMCell, RevDEQLMConfig
+from jdeq.models.scalar import ScalarCell, ScalarDEQ, ScalarDEQConfig
 from jdeq.models.transformer_xl import TransformerXL
 from jdeq.models.trellis import DEQTrellisNet, TrellisCell, TrellisInjection, trellis_net
 from jdeq.models.trellis_config import TRELLIS_PTB, TRELLIS_WIKITEXT103, TrellisConfig
@@ -133,6 +134,9 @@ __all__ = [
     "TRELLIS_PTB",
     "TRELLIS_WIKITEXT103",
     "Sampling",
+    "ScalarCell",
+    "ScalarDEQ",
+    "ScalarDEQConfig",
     "TransformerXL",
     "TransformerXLConfig",
     "TrellisCell",

@@ -8,7 +8,7 @@ from jdeq.training.evaluation import confusion_matrix, evaluate, evaluate_sample
 from jdeq.training.flops import count_flops
 from jdeq.training.hardware import peak_flops, peak_memory
 from jdeq.training.loop import Loop, NonFiniteError, Phase
-from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss
+from jdeq.training.losses import LossFn, LossOutput, cross_entropy_loss, squared_error_loss
 from jdeq.training.mesh import Layout, make_mesh, partition_spec
 from jdeq.training.metrics import JsonLines, Sink, TensorBoard, Terminal, read_metrics, summarize
 from jdeq.training.optimizers import (

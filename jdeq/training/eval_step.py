@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jdeq.data import Dataset
-from jdeq.training.losses import score, score_losses
+from jdeq.training.losses import score, score_losses, score_numbers
 from jdeq.training.mesh import Layout
 from jdeq.types import require_integer
 
@@ -38,6 +38,7 @@ def make_eval_step(
     *,
     segment: int | None = None,
     by_labels: bool = False,
+    squared_error: bool = False,
     layout: Layout | None = None,
 ) -> EvalStep:
     """``step(variables, batch) -> Evaluation``, jitted; no dropout, running averages.
@@ -48,11 +49,18 @@ def make_eval_step(
         what it keeps of one in its collection "memory" for the next, and nothing before the first;
         divides ``length``. None: all at once and without memory.
       by_labels: as of `cross_entropy_loss`.
+      squared_error: labels are numbers, and the loss is that of `squared_error_loss`.
       layout: as of `make_train_step`. The batch, whole in every process, is split where its rows
         divide; the results come out whole.
     Raises:
-      ValueError: if ``segment`` is no integer >= 1; when called, if it does not divide the length.
+      ValueError: if ``segment`` is no integer >= 1, or losses by labels are to be squared errors;
+        when called, if it does not divide the length.
     """
+    if by_labels and squared_error:
+        raise ValueError(
+            "jdeq.training.make_eval_step: squared_error must be False with by_labels; got True"
+        )
+    scored = score_numbers if squared_error else score_losses if by_labels else score
     if segment is not None:
         require_integer("jdeq.training.make_eval_step", "segment", segment, 1)
 
@@ -64,7 +72,7 @@ def make_eval_step(
         out, solution = outputs
         stats = solution.stats
         return Evaluation(
-            **(score_losses if by_labels else score)(out, labels)._asdict(),
+            **scored(out, labels)._asdict(),
             nfe=stats.nfe,
             residual=stats.residual,
             status=stats.status,

@@ -1,5 +1,6 @@
 """What a model is trained for: one function a task, from parameters and a batch to a loss."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -62,6 +63,28 @@ def cross_entropy_loss(
       eq. 7.
     """
 
+    judge = score_losses if by_labels else score
+    return _loss_fn(model, judge, probe_backward=probe_backward, by_labels=by_labels)
+
+
+def squared_error_loss(model: nn.Module, *, probe_backward: bool = True) -> LossFn:
+    """Mean ``(output - label)^2``, and the model's mean Jacobian penalty.
+
+    In nats, as every loss here: that of a Gaussian of variance 1/2, without its constant.
+
+    Args:
+      model: called as ``model(inputs, train=True, probe=probe) -> (outputs, solution)``, with one
+        number for every label; its penalty as for `cross_entropy_loss`.
+      probe_backward: as of `cross_entropy_loss`.
+    Returns:
+      a `LossFn` over batches of `jdeq.data.Dataset` whose labels are numbers.
+    """
+    return _loss_fn(model, score_numbers, probe_backward=probe_backward, by_labels=False)
+
+
+def _loss_fn(
+    model: nn.Module, judge: Callable[..., "Scores"], *, probe_backward: bool, by_labels: bool
+) -> LossFn:
     def loss(params, model_state, batch: Dataset, *, key, probe, penalize):
         dropout_key, jacobian_key = jax.random.split(key)
         rngs = {"dropout": dropout_key} | ({"jacobian": jacobian_key} if penalize else {})
@@ -77,7 +100,7 @@ def cross_entropy_loss(
             **options,
         )
         (out, solution), updated = outputs
-        scores = score_losses(out, labels) if by_labels else score(out, labels)
+        scores = judge(out, labels)
         count = jnp.maximum(scores.counted.sum(), 1)
         return LossOutput(
             loss_nats=scores.loss_nats.sum() / count,
@@ -119,6 +142,21 @@ def score_losses(losses: Float[Array, " *labels"], labels: Int[Array, " *labels"
     return Scores(losses, None, counted, None)
 
 
+def score_numbers(outputs: Float[Array, " *labels"], labels: Float[Array, " *labels"]) -> Scores:
+    """Squared errors of numbers; every label counts.
+
+    Raises:
+      ValueError: if there are not as many outputs as labels.
+    """
+    if outputs.shape != labels.shape:
+        raise ValueError(
+            "jdeq.training.squared_error_loss: outputs must have the shape of the labels, "
+            f"{labels.shape}; got {outputs.shape}"
+        )
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    return Scores(jnp.square(outputs - labels), None, jnp.ones(labels.shape, bool), None)
+
+
 def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:
     sown = jax.tree_util.tree_leaves_with_path(updated.get("jdeq", {}))
     found = [
@@ -126,7 +164,7 @@ def _penalty(updated: dict[str, PyTree]) -> Float[Array, ""]:
     ]
     if not found:
         raise ValueError(
-            "jdeq.training.cross_entropy_loss: penalize needs a jdeq.linen.DEQ in the model, "
+            "jdeq.training: penalize needs a jdeq.linen.DEQ in the model, "
             "which sows 'jacobian_penalty' into the collection 'jdeq'; found none"
         )
     return jnp.sum(jnp.stack(found))

@@ -144,6 +144,7 @@ class Terminal:
                 "bits_per_byte": "bits per byte",
                 "word_perplexity": "perplexity a word",
                 "mean_iou": "mean IoU",
+                "rmse": "rmse",
             }
             bits = "".join(f"{units[n]} {metrics[n]:.3f}, " for n in units if n in metrics)
             if "accuracy" in metrics:
