@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers", "reversible", "models", "sharding")
+SUITES = ("solvers", "rules", "reversible", "models", "sharding")
 
 
 def main() -> None:
