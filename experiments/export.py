@@ -80,11 +80,12 @@ def run(arguments: Arguments) -> int:
     )
     program = export.deserialize(content)
 
-    by_labels, numbers = gives_losses(model), {"squared_error": task.regression}
-    live = make_eval_step(model, by_labels=by_labels, **numbers)
+    by_labels, numbers = gives_losses(model), task.regression
+    live = make_eval_step(model, by_labels=by_labels, squared_error=numbers)
     rows = {"live": task.evaluate(live, variables)}
     if here in program.platforms:
-        step = make_eval_step(_Loaded(program), **numbers)  # pyright: ignore[reportArgumentType]
+        loaded_model: Any = _Loaded(program)
+        step = make_eval_step(loaded_model, squared_error=numbers)
         # A vocabulary that is too large for the logits of a batch is not for those of a row.
         rows["file"] = task.evaluate(step, {}, batch_size=1 if by_labels else None)
     config_file = arguments.workdir / workdir.CONFIG_FILE

@@ -13,10 +13,14 @@ class SyntheticData:
     train_pairs: int = 4096
     test_pairs: int = 1000
     batch_size: int = 64
+    half_width: float = 1.5
+    """x is uniform within so much of 0."""
 
     def build(self, seed: int) -> Task:
         """Shuffled by ``seed``; the pairs are the same for all seeds."""
-        pairs = load_synthetic(train=self.train_pairs, test=self.test_pairs)
+        pairs = load_synthetic(
+            train=self.train_pairs, test=self.test_pairs, half_width=self.half_width
+        )
         return Task(
             batches=ShuffledBatches(data=pairs.train, batch_size=self.batch_size, seed=seed),
             test=pairs.test,

@@ -125,3 +125,90 @@ def test_segmentation_beside_its_truth():
         np.testing.assert_array_equal(drawn.compressed(), picture[0][truth[0] >= 0])
     pixels = plots.pixels(figure)
     assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.std() > 10
+
+
+def test_rmse_curve():
+    ax = Figure().subplots()
+    records = [{"step": 5, "kind": "test", "rmse": 0.25}]
+    assert plots.rmse_curve(records, ax=ax) is ax
+    assert ax.get_lines()[0].get_ydata()[0] == 0.25 and ax.get_ylabel() == "root mean squared error"
+
+
+def test_budget_curve_of_several_runs():
+    """The ticks are the budgets of both."""
+    ax = Figure().subplots()
+    for label, budgets in (("one", (1, 2)), ("two", (2, 4))):
+        rows = [{"budget": k, "rmse": 1 / k} for k in budgets]
+        assert plots.budget_curve(rows, ax=ax, label=label, quality="rmse") is ax
+    assert list(ax.get_xticks()) == [1, 2, 4]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
+
+
+def test_convergence_of_several_solvers_by_evaluation():
+    ax = Figure().subplots()
+    trace = np.logspace(0, -3, 4)[:, None] * np.ones(3)
+    traces = {"Picard": trace, "Reversible": trace[:3]}
+    per_step = {"Reversible": 2}
+    assert plots.convergence(traces, ax=ax, rtol=1e-3, per_step=per_step) is ax
+    picard, reversible, tolerance = ax.get_lines()
+    assert list(picard.get_xdata()) == [1, 2, 3, 4] and list(reversible.get_xdata()) == [2, 4, 6]
+    np.testing.assert_allclose(reversible.get_ydata(), trace[:3, 0])
+    assert set(tolerance.get_ydata()) == {1e-3}
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["Picard", "Reversible", "rtol 0.001"]
+    assert ax.get_xlabel() == "evaluations of the map"
+    with pytest.raises(ValueError, match=r"per_step must name solvers .* got \['Broyden'\]"):
+        plots.convergence(traces, ax=ax, per_step={"Broyden": 1})
+
+
+def test_spectra_share_one_unit_circle():
+    ax = Figure().subplots()
+    turned = 0.5 * np.exp(1j * np.array([1.0, -1.0]))
+    assert plots.spectrum(turned, ax=ax, label="trained") is ax
+    plots.spectrum(np.array([1.5, 0.0]), ax=ax, label="expansive")
+    np.testing.assert_allclose(
+        ax.collections[0].get_offsets(), np.stack([turned.real, turned.imag], axis=-1)
+    )
+    (circle,) = ax.get_lines()
+    np.testing.assert_allclose(np.hypot(*circle.get_data()), 1.0)
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["trained, radius 0.50", "unit circle", "expansive, radius 1.50"]
+    assert "imaginary" in ax.get_ylabel() and "real" in ax.get_xlabel()
+    ax.figure.canvas.draw()
+
+
+def test_cobweb_climbs_to_f_and_crosses_to_the_diagonal():
+    z = np.linspace(-2, 2, 9)
+    states = [0.0]
+    for _ in range(3):
+        states.append(1 - 0.5 * states[-1])
+    ax = Figure().subplots()
+    assert plots.cobweb(z, 1 - 0.5 * z, np.array(states), ax=ax, label="x = 1") is ax
+    f, diagonal, stairs = ax.get_lines()
+    np.testing.assert_allclose(f.get_ydata(), 1 - 0.5 * z)
+    np.testing.assert_allclose(diagonal.get_ydata(), diagonal.get_xdata())
+    corners = np.stack(stairs.get_data(), axis=-1)
+    np.testing.assert_allclose(corners[0], [0, 0])
+    np.testing.assert_allclose(corners[1::2, 1], 1 - 0.5 * corners[1::2, 0])  # on f
+    np.testing.assert_allclose(corners[0::2, 0], corners[0::2, 1])  # on the diagonal
+    assert len(corners) == 7 and stairs.get_label() == "3 evaluations"
+    with pytest.raises(ValueError, match="cobweb: iterates must be two or more states; got 1"):
+        plots.cobweb(z, z, np.zeros(1), ax=ax)
+
+
+def test_surface_carries_its_equilibria():
+    z, x = np.linspace(-1, 1, 5), np.linspace(-2, 2, 7)
+    fz = 0.5 * z[:, None] + 0.25 * x
+    ax = Figure().add_subplot(projection="3d")
+    assert plots.surface(z, x, fz, 0.5 * x, ax=ax) is ax
+    (line,) = ax.get_lines()
+    at, states, heights = line.get_data_3d()
+    np.testing.assert_allclose(at, x)
+    np.testing.assert_allclose(states, 0.5 * x)
+    np.testing.assert_allclose(heights, 0.5 * states + 0.25 * at)  # on the surface
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel()) == ("input x", "state z", "f(z; x)")
+    ax.figure.canvas.draw()
+    with pytest.raises(ValueError, match=r"surface: fz must have the shape \(5, 7\)"):
+        plots.surface(z, x, fz.T, 0.5 * x, ax=ax)
+    with pytest.raises(ValueError, match="surface: ax must have projection='3d'"):
+        plots.surface(z, x, fz, 0.5 * x, ax=Figure().subplots())

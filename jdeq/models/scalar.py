@@ -3,8 +3,11 @@
     y = z*(x),  z* = f(z*; x),  f(z; x) = W_2^T relu(W_1 z + U x + b)
 
 Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian Regularization,
-section 5.1. The paper does not say how the weights start; here as PyTorch, its framework, starts
-linear layers: uniform within 1 / sqrt(inputs).
+section 5.1. The paper does not say how the weights start; here U, b and W_2 as PyTorch, its
+framework, starts linear layers, uniform within 1 / sqrt(inputs), and W_1 within a tenth of that:
+from a map that is almost flat in z. Started as the others (``state_bound=1``), W_1 can bring the
+slope f' at z* past 1 in a training without the penalty, where gradients have a pole, and the fit
+is lost.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from jdeq.types import Solution, require_integer
 _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _bias(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)  # as U, of one input
+def _within(bound: float):
+    """Uniform in [-bound, bound]."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,19 @@ class ScalarDEQConfig:
 
     Args:
       hidden: units of f, >= 1; four parameters each.
+      state_bound: W_1 starts uniform within so much of 0; > 0.
     Raises:
-      ValueError: when built, for a value outside this range.
+      ValueError: when built, for a value outside these ranges.
     """
 
     hidden: int = 50
+    state_bound: float = 0.1
 
     def __post_init__(self):
-        require_integer("jdeq.models.ScalarDEQConfig", "hidden", self.hidden, 1)
+        name = "jdeq.models.ScalarDEQConfig"
+        require_integer(name, "hidden", self.hidden, 1)
+        if not self.state_bound > 0:
+            raise ValueError(f"{name}: state_bound must be > 0; got {self.state_bound}")
 
 
 class ScalarCell(nn.Module):
@@ -56,8 +65,9 @@ class ScalarCell(nn.Module):
     @nn.compact
     def __call__(self, z, x):
         hidden = self.config.hidden
-        up = nn.Dense(hidden, use_bias=False, kernel_init=_uniform, name="up")
-        inject = nn.Dense(hidden, kernel_init=_uniform, bias_init=_bias, name="inject")
+        start = _within(self.config.state_bound)
+        up = nn.Dense(hidden, use_bias=False, kernel_init=start, name="up")
+        inject = nn.Dense(hidden, kernel_init=_uniform, bias_init=_within(1.0), name="inject")
         down = nn.Dense(1, use_bias=False, kernel_init=_uniform, name="down")
         return down(nn.relu(up(z) + inject(x)))
 

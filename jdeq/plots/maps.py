@@ -48,7 +48,9 @@ def surface(
     ax.set_xlabel("input x")
     ax.set_ylabel("state z")
     ax.set_zlabel("f(z; x)")
-    ax.legend(fontsize="small", frameon=False)
+    for axis in "xyz":
+        ax.locator_params(axis=axis, nbins=5)
+    ax.legend(fontsize="x-small", frameon=False, loc="upper left")
     return ax
 
 

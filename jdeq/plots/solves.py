@@ -77,7 +77,11 @@ def spectrum(eigenvalues: Complex[np.ndarray, " n"], *, ax: Axes, label: str = "
     eigenvalues = np.ravel(eigenvalues)
     radius = np.abs(eigenvalues).max(initial=0.0)
     ax.scatter(
-        eigenvalues.real, eigenvalues.imag, s=10, alpha=0.7, label=f"{label}, radius {radius:.2f}"
+        np.real(eigenvalues),
+        np.imag(eigenvalues),
+        s=10,
+        alpha=0.7,
+        label=f"{label}, radius {radius:.2f}",
     )
     if "unit circle" not in ax.get_legend_handles_labels()[1]:
         angle = np.linspace(0, 2 * np.pi, 200)
@@ -101,5 +105,5 @@ def budget_curve(
     budgets = [row["budget"] for row in rows]
     scale, name = QUALITIES[quality]
     ax.plot(budgets, [scale * row[quality] for row in rows], marker="o", ms=4, label=label)
-    ax.set_xticks(sorted({budget for line in ax.get_lines() for budget in line.get_xdata()}))
+    ax.set_xticks(np.unique(np.concatenate([line.get_xdata() for line in ax.get_lines()])))
     return finish(ax, name, "evaluations of the cell, hard stop")
