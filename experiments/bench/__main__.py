@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers", "reversible", "models", "paper", "sharding")
+SUITES = ("solvers", "rules", "reversible", "models", "paper", "sharding")
 
 
 def main() -> None:
