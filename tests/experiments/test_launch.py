@@ -28,12 +28,17 @@ SMALL = (
     "--optimizer.warmup-steps 5 --pretrain.steps 6 --pretrain.evaluations 2 --solver.depth 2 "
     "--solver.max-steps 4 --gradient.max-steps 4 --regularizer.probability 1.0"
 ).split()
+TRANSFORMER = (
+    "stdlib_deq --loop.steps 30 --loop.log-every 1 --loop.save-every 30 --loop.test-every 30 "
+    "--loop.spectrum-every 30 --loop.spectrum-examples 1 --loop.budgets 1 --loop.rtols 0.5 "
+    "--data.test-windows 1 --pretrain.steps 10 --optimizer.warmup-steps 10"
+).split()
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def start(workdir, *, processes=1, devices=1, mesh=()):
+def start(workdir, *, run=SMALL, processes=1, devices=1, mesh=()):
     """The job, begun in the background."""
-    command = [*SMALL, "--workdir", str(workdir), *mesh]
+    command = [*run, "--workdir", str(workdir), *mesh]
     if processes == 1:
         argv = [sys.executable, "-m", "experiments.train", *command]
     else:
@@ -94,6 +99,17 @@ def test_two_processes_of_four_devices_train_alike_and_sigterm_saves_one_step(al
     finish(start(workdir, devices=4, mesh=("--mesh.fsdp", "2")))
     # Sums of float32 in another order.
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.every
+def test_two_processes_of_four_devices_train_the_transformer_alike(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, run=TRANSFORMER), timeout=3000)
+    mesh = ("--mesh.data", "4", "--mesh.fsdp", "2")
+    finish(start(two, run=TRANSFORMER, processes=2, devices=4, mesh=mesh), timeout=3000)
+    assert len(losses(one)) == 30
+    # Sums of float32 in another order.
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
