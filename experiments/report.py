@@ -112,6 +112,10 @@ def render(results: pathlib.Path) -> str:
             sections.append(_section(study, records))
         elif study.by_hand is not None:
             sections.append(_by_hand(study.by_hand))
+    table = results / "synthetic" / "table.md"  # by experiments.synthetic
+    if table.exists():
+        words = (HERE / "studies" / "synthetic.md").read_text()
+        sections.append(words.replace("TABLE\n", table.read_text()))
     sections += [_by_hand(name) for name in _ALWAYS]
     return "\n".join(section.rstrip("\n") + "\n" for section in sections)
 

@@ -121,6 +121,7 @@ def test_images_to_a_tolerance(images, tmp_path, capsys):
     assert "accuracy" in facts["test"]["file"]
 
 
+@pytest.mark.slow  # with the compiler as users have it: the quick one rounds further apart
 @pytest.mark.xdist_group("export_text")
 def test_text_to_a_hard_stop(text, tmp_path, capsys):
     inputs = np.random.default_rng(0).integers(256, size=(7, 16), dtype=np.int32)
