@@ -1,6 +1,7 @@
 """The suite of published models: operations counted by hand, sizes, a quick run without extras."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,13 @@ def test_quick_run_without_the_extras(tmp_path):
         f"sys.argv[1:] = ['paper', '--quick', '--out', {str(tmp_path)!r}]\n"
         "runpy.run_module('experiments.bench', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # it compiles, little else
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "paper" / "results.json").read_text())
     assert "matplotlib is not installed: no plot" in content["notes"]
