@@ -159,10 +159,8 @@ class Task:
         Bits per byte, but not for words: a rare one is replaced by a token that does not say which
         it was. Where a token is not a byte, perplexities that say what they are per.
         """
-        if self.regression:
-            return means | {"rmse": math.sqrt(means["loss_nats"])}
         if self.text is None:
-            return means
+            return means | ({"rmse": math.sqrt(means["loss_nats"])} if self.regression else {})
         nats, text = means["loss_nats"], self.text
         units = {}
         if text.unit != "word":

@@ -48,5 +48,5 @@ def test_metadata():
     assert core == {"jax", "flax", "optax", "orbax-checkpoint", "jaxtyping"}
     extras = set(config["options.extras_require"])
     assert extras == {
-        "experiments", "jaxopt", "data", "prepare", "text", "notebooks", "bench", "test",
+        "experiments", "jaxopt", "data", "prepare", "text", "notebooks", "docs", "bench", "test",
     }  # fmt: skip

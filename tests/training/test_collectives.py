@@ -48,6 +48,7 @@ def test_none_with_a_local_stop_or_a_fixed_budget(axes):
     assert collectives_in_loops(compiled(Model(test_every=12), layout(**axes))) == []
 
 
+@pytest.mark.slow  # with the emitters that users have
 def test_testing_every_four_steps_is_outside_the_loop_of_steps():
     program = compiled(Model(test_every=4), layout(data=8))
     assert collectives_in_loops(program) == [("all-reduce", "pred[]")] * 2
