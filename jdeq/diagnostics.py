@@ -72,7 +72,7 @@ def _arnoldi(
     f: Callable, params: PyTree, z: PyTree, x: PyTree, key: Array, warm: int, size: int, ndim: int
 ) -> Float[Array, " *batch size size"]:
     """H of Arnoldi's method on ``df/dz``: ``warm`` power steps, then ``size`` columns (at most
-    d).
+    d). Where the space is invariant, 0 stands below the diagonal, and the columns after it are 0.
     """
     params, z, x = lax.stop_gradient((params, z, x))
     dtype = tree.accumulator(z)
@@ -103,11 +103,12 @@ def _arnoldi(
             column = column + h
         height = tree.norm(w, ndim)
         # Rounding is all that is left of w when the space is invariant: end it with a zero vector.
-        goes_on = height > 100 * jnp.finfo(dtype).eps * scale
-        following = tree.scale(jnp.where(goes_on, 1.0, 0.0), _unit(w, ndim))
+        goes_on = jnp.where(height > 100 * jnp.finfo(dtype).eps * scale, 1.0, 0.0)
+        following = tree.scale(goes_on, _unit(w, ndim))
         # The last one has no slot: the update is clamped, and nothing reads the basis after it.
         basis = tree.history_set(basis, step + 1, following, ndim)
-        return basis, column + height[..., None] * (jnp.arange(size) == step + 1)
+        # A product, not a choice: a height that is not finite is to be seen.
+        return basis, column + (goes_on * height)[..., None] * (jnp.arange(size) == step + 1)
 
     _, columns = lax.scan(extend, basis, jnp.arange(size, dtype=jnp.int32))
     return jnp.moveaxis(columns, 0, -1)
@@ -151,8 +152,8 @@ def leading_eigenvalues(
     """The eigenvalues of ``J = df/dz`` of largest modulus per sample, by Arnoldi's method.
 
     Those of the small H in ``J V = V H + h v e^T``, with orthonormal V. Exact for samples of at
-    most ``num_products`` entries, where H has the size of J; else the outer ones come first, and
-    ``residual`` says which have come.
+    most ``num_products`` entries, and wherever V spans an invariant subspace; else the outer ones
+    come first, and ``residual`` says which have come.
 
     Args:
       f: the map ``f(params, z, x) -> z``, samples separate.
@@ -162,7 +163,8 @@ def leading_eigenvalues(
       num_products: products ``J v`` in all, > ``count``.
       batch_ndim: number of sample axes, >= 0.
     Returns:
-      NaN where J is not finite.
+      NaN where J is not finite, and at the end where the space ended sooner: an eigenvalue is found
+      once, whatever its multiplicity, unless rounding finds it again.
     Raises:
       ValueError: for values outside these ranges.
     Cost: one evaluation of f and ``num_products`` products; as many copies of z. Not inside jit:
@@ -173,17 +175,24 @@ def leading_eigenvalues(
     name = "jdeq.diagnostics.leading_eigenvalues"
     require_integer(name, "count", count, 1)
     require_integer(name, "num_products", num_products, count + 1)
-    matrix = np.asarray(_arnoldi(f, params, z, x, key, 0, num_products, batch_ndim), np.float64)
-    height = np.zeros(matrix.shape[:-2])
-    if matrix.shape[-1] < tree.sample_size(z, batch_ndim):
-        # The last column has no height: what is known of the one before is used instead.
-        height, matrix = np.abs(matrix[..., -1, -2]), matrix[..., :-1, :-1]
-    sound = np.all(np.isfinite(matrix), axis=(-2, -1))
-    values, vectors = np.linalg.eig(np.where(sound[..., None, None], matrix, 0.0))
-    residual = height[..., None] * np.abs(vectors[..., -1, :])
-    order = np.argsort(-np.abs(values), axis=-1, kind="stable")[..., :count]
-    found = (np.take_along_axis(a, order, axis=-1) for a in (values + 0j, residual))
-    return Eigenvalues(*(np.where(sound[..., None], a, np.nan) for a in found))
+    hessenberg = np.asarray(_arnoldi(f, params, z, x, key, 0, num_products, batch_ndim), np.float64)
+    *batch, _, size = hessenberg.shape
+    # The last column has no height, unless the space is whole: it is left out.
+    known = size if size == tree.sample_size(z, batch_ndim) else size - 1
+    shape = (*batch, min(count, known))
+    found = Eigenvalues(np.full(shape, np.nan + 0j), np.full(shape, np.nan))
+    for sample in np.ndindex(*batch):
+        matrix = hessenberg[sample]
+        if not np.all(np.isfinite(matrix)):
+            continue
+        heights = np.append(np.diagonal(matrix, -1), 0.0)
+        # Columns after the first height of 0 belong to no vector; their eigenvalues 0 are not J's.
+        held = min(int(np.argmin(heights)) + 1, known)
+        values, vectors = np.linalg.eig(matrix[:held, :held])
+        order = np.argsort(-np.abs(values), kind="stable")[:count]
+        found.values[sample][: len(order)] = values[order]
+        found.residual[sample][: len(order)] = heights[held - 1] * np.abs(vectors[-1, order])
+    return found
 
 
 class BetaProposal(NamedTuple):

@@ -288,6 +288,48 @@ def test_leading_eigenvalues_of_small_samples_are_those_of_the_dense_jacobian():
         assert apart.min(axis=0).max() < 1e-10 and apart.min(axis=1).max() < 1e-10
 
 
+def beside_the_identity(scale, *further):
+    rng = np.random.default_rng(8)
+    q = np.linalg.qr(rng.normal(size=(128, len(further))))[0]
+    return scale * np.eye(128) + (q * further) @ q.T
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        (0.5 * np.eye(4), [0.5, np.nan, np.nan, np.nan]),
+        (np.diag([0.9, 0.9, 0.3, 0.1]), [0.9, 0.3, 0.1, np.nan]),
+        (np.zeros((4, 4)), [0.0, np.nan, np.nan, np.nan]),
+        (np.diag([0.9, 0.0, 0.3, 0.1]), [0.9, 0.3, 0.1, 0.0]),
+        (np.array([[0.7]]), [0.7]),
+        (beside_the_identity(0.3, 0.6, -0.5), [0.9, 0.3, -0.2, np.nan, np.nan, np.nan]),
+    ],
+    ids=["identity", "twice", "zero", "singular", "one entry", "low rank"],
+)
+def test_leading_eigenvalues_are_only_those_that_there_are(matrix, expected):
+    """One of 0 where J has it; none of the vectors that are missing once the space has ended."""
+    found = eigenvalues(jnp.asarray(matrix[None], jnp.float32), count=6)
+    np.testing.assert_allclose(found.values[0], np.array(expected) + 0j, atol=2e-6)
+    np.testing.assert_array_equal(found.residual[0], np.where(np.isnan(expected), np.nan, 0.0))
+
+
+def test_leading_eigenvalues_that_rounding_adds_are_those_of_the_jacobian():
+    """Vectors of a small height are noisy: the space goes on, within the many of 0.8."""
+    matrix = beside_the_identity(0.8, 0.057, 0.045)
+    found = eigenvalues(jnp.asarray(matrix[None], jnp.float32), count=6)
+    there = found.values[0][np.isfinite(found.values[0])]
+    assert 3 <= len(there) < 6
+    expected = [0.857, 0.845] + [0.8] * (len(there) - 2)
+    np.testing.assert_allclose(there, np.array(expected) + 0j, atol=2e-6)
+
+
+def test_leading_eigenvalues_end_in_each_sample_where_its_own_space_does():
+    matrices = np.stack([np.diag([0.4, 0.4, 0.2]), np.diag([0.6, 0.5, 0.1])])
+    found = eigenvalues(jnp.asarray(matrices[:, None], jnp.float32), batch_ndim=2)
+    expected = np.array([[[0.4, 0.2, np.nan]], [[0.6, 0.5, 0.1]]]) + 0j
+    np.testing.assert_allclose(found.values, expected, atol=2e-6)
+
+
 def test_leading_eigenvalues_of_large_samples_are_as_near_as_their_residual_says():
     """Of a normal matrix an eigenvalue lies within the residual; pairs far out come first."""
     rng = np.random.default_rng(6)

@@ -72,8 +72,9 @@ def _spectrum(found: Findings) -> Figure:
     left.set_ylim(top=1.25 * left.get_ylim()[1])  # room for the legend
     finish(left, "samples", "spectral radius")
     for index, values in enumerate(found.spectrum.eigenvalues.values):
-        if np.all(np.isfinite(values)):
-            plots.spectrum(values, ax=right, label=f"sample {index}")
+        there = values[np.isfinite(values)]
+        if there.size:
+            plots.spectrum(there, ax=right, label=f"sample {index}")
     _legend_beside(right)
     return figure
 

@@ -212,7 +212,7 @@ def spectrum(cell: Cell, solver: Solver) -> Spectrum:
     few = _first(cell, z, SPECTRA)
     eigenvalues = leading_eigenvalues(*few, key)
     beta, rate = None, None
-    if np.all(np.isfinite(eigenvalues.values)):
+    if np.all(np.isfinite(eigenvalues.values[:, 0])):  # there is one wherever J is finite
         beta, rate = jdeq.propose_beta(*few, key)
     return Spectrum(
         residual=np.asarray(solution.stats.residual).ravel(),

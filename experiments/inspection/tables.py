@@ -84,18 +84,14 @@ def _spectrum(found: Findings) -> Grid:
     heads = ["sample", "spectral radius", "leading eigenvalues", "largest residual of those"]
     rows = []
     for index, (values, residual) in enumerate(zip(*eigenvalues, strict=True)):
-        few = _distinct(values)[:4]
-        shown = ", ".join(_complex(v) for v in few)
-        worst = f"{residual[: len(few)].max():.0e}"
+        # One of each conjugate pair.
+        kept = np.flatnonzero((np.imag(values) >= 0) & np.isfinite(values))[:4]
+        shown = ", ".join(_complex(v) for v in values[kept])
+        worst = f"{residual[kept].max():.0e}" if kept.size else ""
         rows.append([str(index), f"{radius[index]:.3f}", shown, worst])
     rows.append([f"all {len(radius)}, mean", f"{radius.mean():.3f}", "", ""])
     rows.append([f"all {len(radius)}, largest", f"{radius.max():.3f}", "", ""])
     return Grid("Spectrum of the Jacobian at the solutions", heads, rows)
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """One of each conjugate pair."""
-    return values[np.imag(values) >= 0]
 
 
 def _complex(value: complex) -> str:

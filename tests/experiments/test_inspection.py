@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import jdeq
 from experiments.build import build
 from experiments.config_files import load_run
-from experiments.inspection import cheaper, gradients, page, solves, tables
+from experiments.inspection import cheaper, gradients, page, pictures, solves, tables
 from experiments.inspection.cheaper import OWN, Setting
 from experiments.inspection.findings import Findings, as_json, residual_histogram
 from experiments.inspection.gradients import Gradient, Quality
@@ -83,6 +84,15 @@ def test_the_spectrum_is_that_of_the_matrices(affine):
     )
     assert found.size == 6 and found.residual.max() < solves.TIGHT
     assert found.rate is not None and found.rate < 1
+
+
+def test_a_spectrum_of_fewer_eigenvalues_than_entries_is_told_to_its_end():
+    matrices = np.diag([0.6, 0.6, -0.2]).astype(np.float32)[None]
+    found = solves.spectrum(linear_cell(matrices, np.ones((1, 3), np.float32)), jdeq.Anderson())
+    np.testing.assert_allclose(
+        found.eigenvalues.values, np.array([[0.6, -0.2, np.nan]]) + 0j, atol=2e-6
+    )
+    assert found.beta is not None and found.rate < 0.6
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +321,31 @@ def test_the_page_needs_nothing_beside_it(found):
     assert any("33.3% of the examples do not reach rtol 0.01" in w for w in warnings)
     assert any("50.0% of the examples were not solved to 1e-05" in w for w in warnings)
     assert "of the first of 3 solves in the model" in text
+
+
+def with_eigenvalues(found, eigenvalues):
+    return replace(found, spectrum=found.spectrum._replace(eigenvalues=eigenvalues))
+
+
+def test_the_residual_of_a_row_is_that_of_the_eigenvalues_in_it(found):
+    upper = np.array([0.9, 0.7, 0.5, 0.3]) + 0.1j * np.arange(1, 5)
+    pairs = np.ravel(np.stack([upper, upper.conj()], 1))
+    residual = np.repeat([1e-6, 1e-4, 1e-2, 0.1], 2)
+    partly = np.array([0.5, 0.25] + 6 * [np.nan]) + 0j
+    eigenvalues = Eigenvalues(
+        np.stack([pairs, partly]), np.stack([residual, np.where(np.isnan(partly), np.nan, 1e-5)])
+    )
+    rows = tables.grids(with_eigenvalues(found, eigenvalues))["spectrum"].rows
+    assert rows[0][2:] == ["0.90 ± 0.10i, 0.70 ± 0.20i, 0.50 ± 0.30i, 0.30 ± 0.40i", "1e-01"]
+    assert rows[1][2:] == ["0.50, 0.25", "1e-05"]
+
+
+def test_the_picture_of_a_spectrum_leaves_out_what_there_is_not(found):
+    values = np.array([[0.3 + 0j, 0.2, np.nan], 3 * [np.nan]])
+    eigenvalues = Eigenvalues(values, np.where(np.isnan(values), np.nan, 0.0))
+    right = pictures.draw(with_eigenvalues(found, eigenvalues))["spectrum"].axes[1]
+    assert [len(points.get_offsets()) for points in right.collections] == [2]
+    assert right.get_legend_handles_labels()[1] == ["sample 0, radius 0.30", "unit circle"]
 
 
 def test_numbers_are_json_and_those_of_the_findings(found):
