@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jdeq import tree
-from jdeq.types import ParamMap
+from jdeq.types import ParamMap, require_integer
 
 
 def column_sum_penalty(
@@ -76,12 +76,11 @@ def rayleigh_quotient(
     Returns:
       one value per sample, float32 or wider. A constant for differentiation.
     Raises:
-      ValueError: if ``num_products`` < 1.
+      ValueError: if ``num_products`` is no integer >= 1.
     Cost: one evaluation of f and ``num_products`` transposed products.
     Source: Bai, Koltun, Kolter (2021), section 5.4 and code (power_method).
     """
-    if num_products < 1:
-        raise ValueError(f"num_products must be >= 1; got {num_products}")
+    require_integer("rayleigh_quotient", "num_products", num_products, 1)
     params, z, x = lax.stop_gradient((params, z, x))
     _, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
 

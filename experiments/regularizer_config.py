@@ -36,6 +36,10 @@ class RegularizerConfig:
             raise ConfigError(
                 f"regularizer.stop must be > pretrain.steps ({start}); got {self.stop}"
             )
+        if self.kind != "jacobian" and not (self.gamma or self.growth):
+            raise ConfigError(
+                f"regularizer.gamma must be > 0 where kind is {self.kind!r}; got {self.gamma}"
+            )
         return checked(
             "regularizer",
             lambda: jdeq.JacobianSchedule(

@@ -24,6 +24,7 @@ from experiments.studies import STUDIES, Study
 from experiments.studies import records as kept
 from experiments.studies.records import Record
 from experiments.studies.study import Records, Table
+from experiments.study import finished
 
 HERE = pathlib.Path(__file__).parent
 BY_HAND = HERE / "studies" / "by_hand"
@@ -34,7 +35,9 @@ _HEAD = """\
 # Results
 
 Written by `python -m experiments.report` from the records in experiments/results; not to be
-edited. Every study is trained by `python -m experiments.study NAME --runs DIR`, and shown by
+edited. Sections marked so were measured by hand earlier; the synthetic study is made by
+`python -m experiments.synthetic`. Every other study is trained by
+`python -m experiments.study NAME --runs DIR`, and shown by
 `python -m experiments.report --runs DIR`; a single run by its command with `--workdir DIR --seed
 S`. Numbers are means +- standard deviations over seeds (each seed's where they lie far apart),
 in float32. Times of solvers and rules: bench/README.md.
@@ -68,15 +71,19 @@ def collect(runs: pathlib.Path, results: pathlib.Path) -> int:
     """Record the finished runs of ``runs`` that a study needs; returns how many there are.
 
     Raises:
-      ConfigError: if there are none.
+      ConfigError: if there are none, or one is of another configuration or version.
     """
-    folders = {training.folder for study in STUDIES for training in study.trainings()}
-    found = [name for name in sorted(folders) if workdir.read_report(runs / name) is not None]
+    trainings = {training.folder: training for s in STUDIES for training in s.trainings()}
+    found = [name for name in sorted(trainings) if finished(trainings[name], runs)]
     if not found:
         raise ConfigError(f"runs must hold finished runs of experiments.study; {runs} has none")
     for name in found:
-        shutil.rmtree(results / "runs" / name, ignore_errors=True)
-        kept.keep(runs / name, results / "runs" / name)
+        record = results / "runs" / name
+        fresh = record.with_name(f"{name}.tmp")  # the old record stays until the new one is whole
+        shutil.rmtree(fresh, ignore_errors=True)
+        kept.keep(runs / name, fresh)
+        shutil.rmtree(record, ignore_errors=True)
+        fresh.rename(record)
     return len(found)
 
 
@@ -151,7 +158,8 @@ def _table(table: Table, records: Records) -> str:
 
 
 def _origin(study: Study, records: Records) -> str:
-    """How the runs were made: command, seeds, wall time, commit, machine."""
+    """How the runs were made: command, seeds, wall time, commit, machine; which are missing."""
+    lacking = []
     lines = [
         f"`python -m experiments.study {study.name} --runs DIR`:",
         "",
@@ -162,6 +170,13 @@ def _origin(study: Study, records: Records) -> str:
         wall = statistics.fmean(record.report["wall_seconds"] for record in runs)
         seeds = ", ".join(str(record.report["seed"]) for record in runs)
         lines.append(f"| {variant.label} | `{variant.command}` | {seeds} | {wall:.0f} |")
+    for variant in study.variants:
+        recorded = {record.report["seed"] for record in records.get(variant, ())}
+        missing = [str(seed) for seed in study.seeds if seed not in recorded]
+        if missing:
+            lacking.append(f"{variant.label}, seed {', '.join(missing)}")
+    if lacking:
+        lines += ["", f"No finished run: {'; '.join(lacking)}."]
     places = collections.Counter(_place(r) for runs in records.values() for r in runs)
     lines += ["", "Wall times are means over seeds, of runs beside others on one machine."]
     lines += [f"{count} runs: {place}." for place, count in sorted(places.items())]

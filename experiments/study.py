@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from experiments import workdir
+from experiments import train, workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.studies import STABILITY, STUDIES, Study, Training
@@ -89,12 +89,12 @@ def run(arguments: Arguments) -> int:
     runs = arguments.runs
     if arguments.list:
         for training in trainings:
-            state = "finished" if _finished(training, runs) else "missing"
+            state = "finished" if finished(training, runs) else "missing"
             console.print(f"{state}  {training.folder}")
         return 0
     runs.mkdir(parents=True, exist_ok=True)
     pool = Pool(runs, arguments.jobs, console)
-    failed = pool.train([t for t in trainings if not _finished(t, runs)])
+    failed = pool.train([t for t in trainings if not finished(t, runs)])
     if not pool.stopped:
         failed += _time_steps(studies, trainings, pool)
     for name in failed:
@@ -102,7 +102,10 @@ def run(arguments: Arguments) -> int:
     if pool.stopped:
         console.print("stopped; the same command goes on")
         return 3
-    return 1 if failed else 0
+    left = [t.folder for t in trainings if not finished(t, runs)]
+    for name in left:
+        console.print(f"not finished: {name}")
+    return 1 if failed or left else 0
 
 
 class Pool:
@@ -119,8 +122,6 @@ class Pool:
         self._running: dict[str, tuple[subprocess.Popen, float]] = {}
         self._begin = time.monotonic()
         self.stopped = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopped = True
@@ -134,11 +135,22 @@ class Pool:
 
     def run(self, waiting: Sequence[tuple[str, list[str]]]) -> list[str]:
         """Commands of experiments by name; returns the names of those that failed."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._stop) for number in signals}
+        try:
+            return self._run(waiting)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _run(self, waiting: Sequence[tuple[str, list[str]]]) -> list[str]:
         left, failed, total, done = list(waiting), [], len(waiting), 0
         while self._running or (left and not self.stopped):
             while left and len(self._running) < self._jobs and not self.stopped:
                 name, command = left.pop(0)
                 self._running[name] = self._start(name, command), time.monotonic()
+                if self.stopped:  # the signal came while it started, and was not passed on to it
+                    self._running[name][0].send_signal(signal.SIGTERM)
             time.sleep(0.1)
             for name, (process, begin) in list(self._running.items()):
                 code = process.poll()
@@ -146,6 +158,8 @@ class Pool:
                     continue
                 del self._running[name]
                 done += 1
+                if self.stopped and code == -signal.SIGTERM:
+                    code = 0  # told to stop before it could listen
                 if code:
                     failed.append(name)
                 word = f"failed ({code})" if code else "stopped" if self.stopped else "finished"
@@ -181,14 +195,31 @@ def _time_steps(studies: Sequence[Study], trainings: Sequence[Training], pool: P
     folders = [
         pool.runs / training.folder
         for training in trainings
-        if training in shown and _finished(training, pool.runs)
+        if training in shown and finished(training, pool.runs)
     ]
     folders = [str(folder) for folder in folders if not (folder / STEP_TIME).exists()]
     return pool.run([("step_time", ["step_time", "--workdirs", *folders])]) if folders else []
 
 
-def _finished(training: Training, runs: pathlib.Path) -> bool:
-    return workdir.read_report(runs / training.folder) is not None
+def finished(training: Training, runs: pathlib.Path) -> bool:
+    """Whether ``runs`` holds the finished run.
+
+    Raises:
+      ConfigError: if it was trained with another configuration, or its report is an older one.
+    """
+    folder = runs / training.folder
+    report = workdir.read_report(folder)
+    if report is None:
+        return False
+    _, arguments = train.parse(training.arguments(runs))
+    workdir.refuse_another(folder, arguments.config)
+    missing = [name for name in ("wall_seconds", "provenance") if name not in report]
+    if missing:
+        raise ConfigError(
+            f"{folder} was trained by an older version: its report has no {', '.join(missing)}; "
+            "train it again, in another directory"
+        )
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:

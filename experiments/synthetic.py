@@ -50,8 +50,9 @@ class Arguments:
     """Where table, curves and picture go; None: beside the runs."""
     gammas: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     """Weights of the penalty."""
-    drawn: tuple[float, ...] = (0.0, 2.0, 4.0)
-    """Those of them in the picture, with the first seed."""
+    drawn: tuple[float, ...] | None = None
+    """Those of them in the picture, with the first seed; None: 0, 2 and 4 where they are among
+    them, else all."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -67,6 +68,10 @@ class Curves(NamedTuple):
 
 def run(arguments: Arguments, *, base: ExperimentConfig) -> int:
     """Train what is missing, measure, write; ``base`` is the run that gamma and seed vary."""
+    if arguments.drawn is None:
+        drawn = tuple(g for g in (0.0, 2.0, 4.0) if g in arguments.gammas) or arguments.gammas
+        arguments = dataclasses.replace(arguments, drawn=drawn)
+    assert arguments.drawn is not None
     _check(arguments)
     console = Console(highlight=False)
     out = arguments.out or arguments.runs
@@ -241,7 +246,8 @@ def _check(arguments: Arguments) -> None:
         values = getattr(arguments, name)
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{name} must be one or more different values; got {values}")
-    if not arguments.drawn or not set(arguments.drawn) <= set(arguments.gammas):
+    drawn = arguments.drawn
+    if not drawn or not set(drawn) <= set(arguments.gammas):
         raise ConfigError(
             f"drawn must be one or more of the gammas, {arguments.gammas}; got {arguments.drawn}"
         )

@@ -25,6 +25,7 @@ from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
+from experiments.provenance import commit
 from experiments.spectrum import spectrum_hook
 from jdeq.training import (
     CheckpointError,
@@ -86,6 +87,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
 def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> int:
     """Train, or go on, or report a finished run; ``again`` is the command that resumes it."""
     begin = time.perf_counter()
+    commit()  # kept for the report: the checkout may be another when the run ends
     primary = jax.process_index() == 0
     console = Console(highlight=False, quiet=not primary)
     run = build(config).spread()

@@ -34,14 +34,7 @@ def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
         raise ConfigError(f"workdir {workdir} is not a directory")
     path = workdir / CONFIG_FILE
     if path.exists():
-        found = _on_the_devices_of(config, read_config(path))
-        if found != config:
-            lines = differences(dataclasses.asdict(config), dataclasses.asdict(found))
-            raise ConfigError(
-                f"{workdir} holds a run of another configuration:\n  "
-                + "\n  ".join(lines)
-                + "\nnothing was changed; choose another --workdir"
-            )
+        refuse_another(workdir, config)
         return
     if (workdir / CHECKPOINTS).exists():
         raise ConfigError(
@@ -49,6 +42,22 @@ def claim(workdir: pathlib.Path, config: ExperimentConfig) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(path, config.to_json())
+
+
+def refuse_another(workdir: pathlib.Path, config: ExperimentConfig) -> None:
+    """Refuse a workdir of another configuration.
+
+    Raises:
+      ConfigError: if it is one, with what differs; if its configuration cannot be read.
+    """
+    found = _on_the_devices_of(config, read_config(workdir / CONFIG_FILE))
+    if found != config:
+        lines = differences(dataclasses.asdict(config), dataclasses.asdict(found))
+        raise ConfigError(
+            f"{workdir} holds a run of another configuration:\n  "
+            + "\n  ".join(lines)
+            + "\nnothing was changed; choose another --workdir"
+        )
 
 
 def _on_the_devices_of(config: ExperimentConfig, found: ExperimentConfig) -> ExperimentConfig:

@@ -12,7 +12,9 @@ _SCALES = {"accuracy": (100, 2), "mean_iou": (100, 2), "bits_per_byte": (1, 3)}
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean +- standard deviation, or each of them where they lie orders of magnitude apart."""
+    """Mean +- standard deviation; each of them where one is not finite, or where the deviation is
+    over half of the mean.
+    """
     if not all(map(math.isfinite, values)):
         return ", ".join(f"{value:.{digits}f}" for value in values)
     mean = statistics.fmean(values)
@@ -30,8 +32,8 @@ def seeds() -> Column:
 
 
 def quality(stop: str, measure: str, head: str | None = None) -> Column:
-    """``measure`` at a stop of the report, in percent if it is a share; "last budget" and
-    "explicit" are stops, too.
+    """``measure`` at a stop of the report, in percent if it is a share; "as trained" is
+    a stop, too.
     """
     scale, digits = _SCALES[measure]
 
@@ -65,16 +67,16 @@ def at(record: Record, stop: str) -> dict[str, Any] | None:
     return budgets[-1] if budgets else None
 
 
-def reported(name: str, head: str, *, digits: int = 2, scale: float = 1) -> Column:
+def reported(name: str, head: str, *, digits: int = 2) -> Column:
     """A number of the report."""
 
     def cell(records: Sequence[Record]) -> str:
         values = [r.report[name] for r in records]
         if None in values:
             return "-"
-        if len(set(values)) == 1 and len(values) > 1:
-            return f"{scale * values[0]:,.{digits}f}"
-        return spread([scale * value for value in values], digits)
+        if len(set(values)) == 1:
+            return f"{values[0]:,.{digits}f}"
+        return spread(values, digits)
 
     return head, cell
 
@@ -115,4 +117,4 @@ def step_alone() -> Column:
         values = [times[0]["plain"], times[0]["penalized"]]
         return " / ".join(f"{1000 * value:.1f}" for value in values if value is not None)
 
-    return "step alone, plain / penalised (ms)", cell
+    return "step alone, first seed, plain / penalised (ms)", cell

@@ -1,6 +1,8 @@
 """Pictures of studies: which numbers, and how they are drawn.
 
-Over seeds a line is the median, its band reaches from the smallest to the largest.
+Over seeds a line is the median, its band reaches from the smallest to the largest. A seed that is
+not finite counts as infinite: it is not left out, which would show a variant by the seeds that
+did well.
 """
 
 import functools
@@ -15,6 +17,8 @@ from matplotlib.figure import Figure
 from experiments.studies.columns import at
 from experiments.studies.records import Record
 from experiments.studies.study import Picture, Records, Row
+
+_OF_SEEDS = "Median and range of the seeds; a seed that is not finite counts as infinite."
 
 
 class Panel(NamedTuple):
@@ -32,7 +36,7 @@ def curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture:
     """Metrics over training steps, a line a variant."""
     return Picture(
         name=name,
-        caption=caption,
+        caption=f"{caption} {_OF_SEEDS}",
         rows=functools.partial(_curve_rows, panels),
         draw=functools.partial(_draw_curves, panels),
     )
@@ -55,11 +59,11 @@ def _curve_rows(panels: Sequence[Panel], records: Records) -> list[Row]:
 
 
 def _of_seeds(values: Sequence[float]) -> Row:
-    finite = [value for value in values if not math.isnan(value)] or [math.nan]
+    counted = [math.inf if math.isnan(value) else value for value in values]
     return {
-        "median": float(statistics.median(finite)),
-        "smallest": float(min(finite)),
-        "largest": float(max(finite)),
+        "median": float(statistics.median(counted)),
+        "smallest": float(min(counted)),
+        "largest": float(max(counted)),
     }
 
 
@@ -110,6 +114,7 @@ def quality_over_time(name: str, caption: str, *, measure: str, label: str) -> P
         _finish(ax, label, "seconds of training")
         return figure
 
+    caption = f"{caption} {_OF_SEEDS}"
     return Picture(name=name, caption=caption, rows=rows, draw=draw)
 
 
@@ -161,12 +166,17 @@ def bars(name: str, caption: str, groups: Sequence[Bar]) -> Picture:
             for place, variant in enumerate(labels):
                 for row in rows:
                     if (row["variant"], row["quantity"]) == (variant, group.name):
-                        middle = row["median"]
-                        reach = [[middle - row["smallest"]], [row["largest"] - middle]]
+                        middle, low, high = (row[n] for n in ("median", "smallest", "largest"))
+                        text = f"{middle:.3g}"
+                        if math.isinf(high):  # no bar can show it, the words do
+                            text = f"{text}, up to inf"
+                            low, middle = (0.0, 0.0) if math.isinf(middle) else (low, middle)
+                            high = middle
+                        reach = [[middle - low], [high - middle]]
                         ax.bar(place, middle, color=f"C{place}", yerr=reach, capsize=3)
                         ax.annotate(
-                            f"{middle:.3g}",
-                            (place, row["largest"]),
+                            text,
+                            (place, high),
                             xytext=(0, 4),
                             textcoords="offset points",
                             ha="center",
@@ -177,6 +187,7 @@ def bars(name: str, caption: str, groups: Sequence[Bar]) -> Picture:
             _finish(ax, group.label, "")
         return figure
 
+    caption = f"{caption} {_OF_SEEDS}"
     return Picture(name=name, caption=caption, rows=rows, draw=draw)
 
 
@@ -213,8 +224,18 @@ def evaluations(record: Record) -> float | None:
 def _line(ax: Any, rows: Sequence[Row], x: str, label: str, **style: Any) -> None:
     places = np.array([row[x] for row in rows])
     (line,) = ax.plot(places, [row["median"] for row in rows], label=label, lw=1.3, **style)
-    low, high = ([row[end] for row in rows] for end in ("smallest", "largest"))
-    ax.fill_between(places, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    low, high = (np.array([row[end] for row in rows]) for end in ("smallest", "largest"))
+    band = {"color": line.get_color(), "alpha": 0.2, "lw": 0}
+    finite = np.isfinite(high)
+    ax.fill_between(places, low, np.where(finite, high, np.nan), **band)
+    # A band up to infinity leaves the axes at their top, and does not move it.
+    limits = ax.dataLim.frozen()
+    ends = np.array([(x, v) for x, v in zip(places, low, strict=True) if math.isfinite(v)])
+    if len(ends):
+        limits.update_from_data_xy(ends, ignore=False)
+    known = [v for ends in (low, high) for v in ends if math.isfinite(v)]
+    ax.fill_between(places, low, 1000 * max([1.0, *known]), where=~finite, **band)
+    ax.dataLim.set(limits)
 
 
 def _figure(panels: int, width: float = 4.8) -> tuple[Figure, Any]:

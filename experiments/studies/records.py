@@ -89,7 +89,7 @@ def read(record: pathlib.Path) -> Record | None:
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A CSV file; numbers to four digits, nothing where a number is not known or not finite."""
+    """A CSV file; numbers to four digits, nothing where a number is not known or NaN."""
 
     def cell(value: Any) -> str:
         if value is None or value != value:

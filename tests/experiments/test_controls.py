@@ -10,7 +10,9 @@ import pytest
 import jdeq
 from experiments import controls
 from experiments.build import build
+from experiments.config_errors import ConfigError
 from experiments.config_files import load_run
+from experiments.regularizer_config import RegularizerConfig
 from experiments.spectrum import frobenius_norm
 from jdeq.training import equilibrium_of
 
@@ -66,6 +68,8 @@ def test_the_quotient_is_wrong_for_a_complex_pair_and_ours_is_not():
     np.testing.assert_allclose(measured(jdeq.spectral_radius, ROTATION[None]), 0.9, rtol=1e-3)
     with pytest.raises(ValueError, match="num_products must be >= 1; got 0"):
         measured(controls.rayleigh_quotient, ROTATION[None], num_products=0)
+    with pytest.raises(ValueError, match="num_products must be an integer >= 1; got 2.5"):
+        measured(controls.rayleigh_quotient, ROTATION[None], num_products=2.5)
 
 
 def test_the_norm_of_the_records():
@@ -73,6 +77,12 @@ def test_the_norm_of_the_records():
     # 2000 probes of a chi-square of about two degrees: within 3% four times in five
     found = measured(frobenius_norm, MATRICES, num_probes=2000)
     np.testing.assert_allclose(found, expected, rtol=0.05)
+
+
+def test_a_penalty_of_no_weight_is_refused():
+    config = RegularizerConfig(kind="column_sum")
+    with pytest.raises(ConfigError, match="regularizer.gamma must be > 0 where kind is 'column_s"):
+        config.build(start=0, seed=0)
 
 
 def test_a_run_is_penalised_by_what_it_says():

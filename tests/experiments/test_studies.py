@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ STEPS = (10, 20)
 def make_run(folder, training, *, accuracy=0.5, radius=2.0, alone=None):
     """A finished run as experiments.train leaves it, of made-up numbers."""
     folder.mkdir(parents=True)
-    config = dataclasses.replace(load_run(training.run), seed=training.seed)
+    config = train.parse(training.arguments("runs"))[1].config
     (folder / "config.json").write_text(config.to_json())
     stops = [f"after {b}" for b in range(1, 7)] + ["rtol 0.01", "rtol 0.001"]
     test = [{"stop": s, "accuracy": accuracy, "nfe_forward": 4.0, "converged": 0.25} for s in stops]
@@ -58,7 +59,7 @@ def make_run(folder, training, *, accuracy=0.5, radius=2.0, alone=None):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.training(0).folder[:60])
-def test_every_run_is_one_that_can_be_trained(variant, tmp_path):
+def test_every_run_has_a_configuration(variant, tmp_path):
     training = variant.training(7)
     name, arguments = train.parse(training.arguments(tmp_path))
     assert (name, arguments.config.seed) == (variant.run, 7)
@@ -87,8 +88,10 @@ def test_a_name_says_what_is_overridden():
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
     pool = study.Pool(tmp_path, 1, Console(width=200))
     assert pool.run([("bad", ["train", "no_such_run"]), ("good", ["train", "--help"])]) == ["bad"]
+    assert signal.getsignal(signal.SIGTERM) is before
     said = capfd.readouterr().out
     assert "1/2  failed (2)" in said and "2/2  finished" in said
     assert "no run is called 'no_such_run'" in (tmp_path / "bad.log").read_text()
@@ -145,6 +148,58 @@ def test_new_runs_become_a_section_with_pictures(tmp_path):
     assert not [r for r in rows if r["quantity"] == "residual_mean"]  # never finite: left out
     with pytest.raises(ConfigError, match="runs must hold finished runs"):
         report.collect(tmp_path / "elsewhere", results)
+
+
+def test_a_seed_that_is_not_finite_counts_as_infinite(tmp_path):
+    small = {"digits_mdeq": (math.nan, math.nan, 3.0), "digits_mdeq_noreg": (1.0, 2.0, math.nan)}
+    found = {}
+    for run, values in small.items():
+        variant = Variant(label=run, run=run)
+        for seed, value in enumerate(values):
+            folder = tmp_path / f"{run}{seed}"
+            make_run(folder, variant.training(seed), radius=value)
+            kept.keep(folder, folder / "record")
+            found.setdefault(variant, []).append(kept.read(folder / "record"))
+    for log in (True, False):
+        panels = [pictures.Panel("spectrum", "spectral_radius_mean", "radius", log=log)]
+        picture = pictures.curves("radius", "Radius.", panels)
+        assert "not finite counts as infinite" in picture.caption
+        kept.write_rows(tmp_path / "rows.csv", picture.rows(found))
+        rows = kept.read_rows(tmp_path / "rows.csv")
+        ends = [tuple(r[n] for n in ("median", "smallest", "largest")) for r in rows[::2]]
+        assert ends == [(math.inf, 3.0, math.inf), (2.0, 1.0, math.inf)]
+        figure = picture.draw(rows)
+        figure.savefig(tmp_path / f"log{log}.png")
+        assert figure.axes[0].get_ylim()[1] < 100  # infinity does not move the axes
+    bar = pictures.Bar("radius", "radius", lambda record: record.report["spectral_radius_mean"])
+    picture = pictures.bars("bars", "Bars.", [bar])
+    figure = picture.draw(picture.rows(found))
+    figure.savefig(tmp_path / "bars.png")
+    assert [t.get_text() for t in figure.axes[0].texts] == ["inf, up to inf", "2, up to inf"]
+
+
+def test_seeds_without_a_run_are_named(tmp_path):
+    gamma = next(s for s in STUDIES if s.name == "digits_gamma")
+    training = gamma.variants[0].training(1)
+    make_run(tmp_path / "runs" / training.folder, training)
+    report.collect(tmp_path / "runs", tmp_path / "results")
+    said = "No finished run: gamma 0, seed 0, 2; gamma 0.5, seed 0, 1, 2; gamma 2, seed 0, 1, 2."
+    assert said in report.render(tmp_path / "results")
+
+
+def test_a_run_of_another_configuration_or_version_is_no_finished_one(tmp_path):
+    training = Training(run="digits_mdeq")
+    folder = make_run(tmp_path / training.folder, training)
+    assert study.finished(training, tmp_path)
+    older = dataclasses.replace(load_run("digits_mdeq"), seed=5)
+    (folder / "config.json").write_text(older.to_json())
+    for command in (study.finished, lambda _, runs: report.collect(runs, tmp_path / "results")):
+        with pytest.raises(ConfigError, match=r"seed=0 holds .*\n  seed: 0 here, 5 in the workdir"):
+            command(training, tmp_path)
+    (folder / "config.json").write_text(load_run("digits_mdeq").to_json())
+    (folder / "report.json").write_text("{}")
+    with pytest.raises(ConfigError, match="older version: .* no wall_seconds, provenance"):
+        study.finished(training, tmp_path)
 
 
 def test_a_variant_is_trained_by_the_command_that_is_shown():
