@@ -43,8 +43,7 @@ S`. Numbers are means +- standard deviations over seeds (each seed's where they 
 in float32. Times of solvers and rules: bench/README.md.
 """
 _MARK = """\
-*Measured by hand, at an earlier commit, on a machine with 2 CPU cores, jax 0.10.2; the run
-folders are gone.*
+*Measured by hand, at an earlier commit, on a machine with 2 CPU cores, jax 0.10.2; {}.*
 """
 
 
@@ -129,7 +128,8 @@ def render(results: pathlib.Path) -> str:
 
 def _by_hand(name: str) -> str:
     title, rest = (BY_HAND / f"{name}.md").read_text().split("\n", 1)
-    return f"{title}\n\n{_MARK}{rest}"
+    whence = "by tests and scripts" if name == "meshes" else "the run folders are gone"
+    return f"{title}\n\n{_MARK.format(whence)}{rest}"
 
 
 def _section(study: Study, records: Records) -> str:
