@@ -6,11 +6,8 @@ import functools
 import math
 import numbers
 import warnings
-from collections.abc import Hashable
-from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 from jax import core
 from jax.experimental import checkify
@@ -19,8 +16,8 @@ from jaxtyping import Array, Float, PyTree
 from jdeq import tree
 from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
-from jdeq.program import same_program
 from jdeq.solvers import Anderson
+from jdeq.traced import Traced, trace_smaller
 from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status, require_integer
 
 
@@ -39,6 +36,7 @@ def fixed_point(
     causal: bool = False,
     trace: bool = False,
     test_every: int = 1,
+    compact: int = 1,
     probe: Float[Array, "*batch 2"] | None = None,
 ) -> Solution:
     """Solve ``z = f(params, z, x)`` for each sample of a batch, and make the solution
@@ -71,6 +69,15 @@ def fixed_point(
         ``max_steps`` or more there is no test, and a solve takes all its steps. A sample that is
         done stays as it is either way: the results are the same, the steps after are for nothing.
         (``Unrolled`` tests after every step or never.)
+      compact: for batches in which few samples take many steps, >= 1. When at most
+        ``1 / compact`` of the samples are running, their states are gathered and the solve goes on
+        with these alone; when at most that share of them is, again, down to one sample; the adjoint
+        solve of ``Implicit`` as well. 1: never. Results are the same up to the rounding of f on
+        fewer samples. Every leaf of x must have the samples as its first axis (z0 with
+        ``batch_ndim >= 1`` has), and f must give a sample the same in a smaller batch: nothing
+        captured or drawn inside f may have one entry per sample. f and the loop are compiled once
+        per size; a batch that is split over devices is gathered. With ``Implicit``, ``OneStep``,
+        ``Phantom`` and ``Neumann``, and solvers that keep nothing for all samples together.
       probe: ``jdeq.backward_probe()``; its gradient is the report of the backward solve.
 
     Returns:
@@ -98,6 +105,7 @@ def fixed_point(
         ("max_steps", max_steps, 1),
         ("batch_ndim", batch_ndim, 0),
         ("test_every", test_every, 1),
+        ("compact", compact, 1),
     ):
         require_integer("jdeq.fixed_point", option, value, least)
     params, z0, x = jax.tree.map(jnp.asarray, (params, z0, x))
@@ -106,15 +114,30 @@ def fixed_point(
     # One mark for all under shard_map: the loop mixes them anyway, and f is traced only once.
     axes = tree.varying_axes((params, z0, x))
     params, z0, x = tree.vary((params, z0, x), axes)
-    traced, captured = _Traced.trace(f, params, z0, x)
+    if compact > 1:
+        _check_compact(gradient, solver, batch_ndim, test_every, max_steps, z0, x)
+    traced, captured = Traced.trace(f, params, z0, x)
+    smaller, captured_by_smaller = trace_smaller(f, params, z0, x, compact)
     if rtol < resolution(z0) and atol == 0:
         warnings.warn(
             f"jdeq.fixed_point: rtol={rtol:g} is below the resolution {resolution(z0):.1e} of the "
             "state's dtype; the solve stops when it stagnates",
             stacklevel=2,
         )
-    problem = Problem(traced, solver, rtol, atol, max_steps, batch_ndim, causal, trace, test_every)
-    return _run(problem, gradient, (params, captured), z0, x, probe)
+    problem = Problem(
+        traced,
+        solver,
+        rtol,
+        atol,
+        max_steps,
+        batch_ndim,
+        causal,
+        trace,
+        test_every,
+        smaller,
+        compact,
+    )
+    return _run(problem, gradient, (params, [captured, *captured_by_smaller]), z0, x, probe)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -157,53 +180,21 @@ def check(solution: Solution) -> Solution:
     return solution
 
 
-class _Traced:
-    """f traced once, with the arrays it captures as arguments: ``f((params, captured), z, x)``.
-
-    Equal when it is the same program, so that eager calls with equal arguments compile once, also
-    if the values captured have changed.
-    """
-
-    def __init__(self, f: Any, jaxpr: Any, out: Any):
-        # Neither f nor what it captured is kept: this object outlives the call in a cache.
-        self._key = hash(f) if isinstance(f, Hashable) else id(f)
-        self._jaxpr, self._out = jaxpr, out
-
-    @classmethod
-    def trace(cls, f: Any, params: PyTree, z0: PyTree, x: PyTree) -> tuple["_Traced", list]:
-        """f traced, and the arrays it captured."""
-
-        # A new function each time: JAX would answer from its cache, with arrays captured earlier.
-        def fresh(params: PyTree, z: PyTree, x: PyTree) -> PyTree:
-            return f(params, z, x)
-
-        closed, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
-        _check_output(z0, out)
-        jaxpr: Any = closed.jaxpr
-        if hasattr(jaxpr, "with_consts"):  # jax 0.12: one class, which would hold the constants
-            jaxpr = jaxpr.with_consts([None] * len(closed.consts))
-        return cls(f, jaxpr, jax.tree.structure(out)), closed.consts
-
-    def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
-        params, captured = params
-        leaves = jax.tree.leaves((params, z, x))
-        closed = jax.extend.core.ClosedJaxpr(self._jaxpr, captured)
-        out = jax.tree.unflatten(self._out, jax.extend.core.jaxpr_as_fun(closed)(*leaves))
-        return tree.vary(tree.cast_like(out, z), tree.varying_axes(z))
-
-    @functools.cached_property
-    def _text(self) -> str:
-        return str(self._jaxpr)
-
-    def __hash__(self) -> int:
-        return self._key
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, _Traced)
-            and self._key == other._key
-            and self._text == other._text
-            and same_program(self._jaxpr, other._jaxpr)
+def _check_compact(gradient, solver, batch_ndim, test_every, max_steps, z0, x) -> None:
+    name = "jdeq.fixed_point: compact > 1 needs"
+    if batch_ndim < 1:
+        raise ValueError(f"{name} samples: batch_ndim must be >= 1; got {batch_ndim}")
+    if not gradient.can_compact:
+        raise ValueError(f"{name} a rule that does not keep the steps; got {gradient}")
+    if solver.shared:
+        raise ValueError(f"{name} a solver whose state is per sample; got {solver}")
+    if test_every >= max_steps:
+        raise ValueError(f"{name} a stop test; got test_every={test_every} >= max_steps")
+    samples = tree.batch_shape(z0, 1)[0]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
+    if any(shape[:1] != (samples,) for shape in shapes):
+        raise ValueError(
+            f"{name} x with the {samples} samples as the first axis of every leaf; got {shapes}"
         )
 
 
@@ -258,14 +249,3 @@ def _check_probe(probe: Array | None, batch: tuple[int, ...]) -> None:
             "jdeq.fixed_point: probe must be jdeq.backward_probe(), float32 of shape (2,) or "
             f"{(*batch, 2)}; got {dtype} of shape {shape}"
         )
-
-
-def _check_output(z0: PyTree, out: PyTree) -> None:
-    want, got = jax.tree.structure(z0), jax.tree.structure(out)
-    if want != got:
-        raise TypeError(f"jdeq.fixed_point: f must keep the structure of z, {want}; got {got}")
-    for old, new in zip(jax.tree.leaves(z0), jax.tree.leaves(out), strict=True):
-        if old.shape != new.shape:
-            raise ValueError(
-                f"jdeq.fixed_point: f must keep the shapes of z, {old.shape}; got {new.shape}"
-            )

@@ -2,6 +2,7 @@
 trace.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
-from jdeq.types import Map, Problem, Solution, Solver, SolverStats, Status
+from jdeq.norms import SURE, largest_scale, measure
+from jdeq.types import Map, ParamMap, Problem, Solution, Solver, SolverStats, Status
 
 _RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
-_SURE = 2.0**30  # how far norms may shrink in a step before their squares may be 0
-_PLAIN = (2.0**-20, 2.0**50)  # norms whose squares are taken as they are
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
@@ -26,6 +26,17 @@ def resolution(z: PyTree) -> float:
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z)) / 2
 
 
+def compact_sizes(samples: int, compact: int) -> list[int]:
+    """How many samples a solve goes on with when the others are done: ``samples // compact``,
+    that over ``compact``, and so on down to 1; none for ``compact = 1``.
+    """
+    sizes = []
+    while compact > 1 and samples >= compact:
+        samples //= compact
+        sizes.append(samples)
+    return sizes
+
+
 class _Progress(NamedTuple):
     step: Int[Array, ""]  # init or solver steps taken
     state: Any  # the solver's
@@ -34,6 +45,7 @@ class _Progress(NamedTuple):
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or _RUNNING
     scale: Float[Array, " *batch"]  # a power of 2 that suits the squares of the latest norms
+    reference: Float[Array, " *batch"]  # what the residual is small or large against
     stale: Int[Array, " *batch"] | None  # steps since the residual last improved
     trace: Float[Array, " max_steps *batch"] | None
 
@@ -54,6 +66,7 @@ def iterate(
     last: bool = False,
     unroll: bool = False,
     checkpoint: bool = False,
+    smaller: Sequence[tuple[int, Callable[[Int[Array, " rows"]], Map]]] = (),
 ) -> tuple[Solution, Any]:
     """Run ``solver`` on ``z = f(z)`` until every sample is done; return the solution and the last
     state.
@@ -75,6 +88,10 @@ def iterate(
         seen in ``max_steps`` steps.
       unroll: as ``last``, and differentiable by backpropagation. ``checkpoint`` recomputes each
         step in reverse.
+      smaller: falling numbers of samples, each with ``rows -> f`` of the samples ``rows`` (of the
+        first axis) alone. When no more than that many are running, their states are gathered and
+        the solve goes on with them; not with ``freeze``, ``last`` or ``unroll``. The state returned
+        is then that of before.
     Cost: evaluations as reported in ``nfe``; a solve whose budget is a single evaluation of f, and
       one that returns the last iterate, take one more step to know the residual of what they
       return.
@@ -85,8 +102,8 @@ def iterate(
         sound = tree.finite(z0, ndim)
         z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
     state = solver.init(f, z0, ndim=ndim)
-    _, _, scale = _measure(state, ndim, None)
-    absolute, size, scale = _measure(state, ndim, scale)
+    _, _, scale = measure(state, ndim, None)
+    absolute, size, scale = measure(state, ndim, scale)
     reference = jnp.maximum(absolute + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(size, jnp.int32)
@@ -101,6 +118,7 @@ def iterate(
         nfe=zeros,
         status=status,
         scale=scale,
+        reference=reference,
         stale=zeros if stagnates else None,
         trace=_empty_trace(size, max_steps) if trace else None,
     )
@@ -112,13 +130,13 @@ def iterate(
     def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
         running = p.status == _RUNNING
-        absolute, size, scale = _measure(state, ndim, p.scale)
+        absolute, size, scale = measure(state, ndim, p.scale)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
         # What left the range of squares in one step, finite or not, is measured right by the next
         # measurement.
-        most = _largest_scale(scale.dtype)
+        most = largest_scale(scale.dtype)
         nan = jnp.isnan(absolute) | jnp.isnan(size)
-        lost = (scale > _SURE * p.scale) & (p.scale < most)
+        lost = (scale > SURE * p.scale) & (p.scale < most)
         blown = ~finite & ~nan & (p.scale > 1 / most)
         sure = ~(lost | blown)
         relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
@@ -127,7 +145,7 @@ def iterate(
         if causal:
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
-        grown = absolute > _DIVERGENCE_FACTOR * reference
+        grown = absolute > _DIVERGENCE_FACTOR * p.reference
         status = jnp.where(grown & sure, Status.DIVERGED, _RUNNING)
         status = jnp.where(passed, Status.CONVERGED, status)
         status = jnp.where(finite | blown, status, Status.NONFINITE)
@@ -151,11 +169,12 @@ def iterate(
             nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
             status=jnp.where(running, status, p.status).astype(jnp.int32),
             scale=scale,
+            reference=p.reference,
             stale=stale,
             trace=record,
         )
 
-    def advance(p: _Progress) -> _Progress:
+    def advance(p: _Progress, f: Map = f) -> _Progress:
         if not (freeze or newest):
             return observe(p, solver.step(f, p.state, ndim=ndim))
         running = p.status == _RUNNING
@@ -178,12 +197,33 @@ def iterate(
             state = state._replace(z=tree.select(finite, state.z, p.state.z))
         return advanced._replace(state=state)
 
-    def unfinished(p: _Progress) -> Array:
-        return jnp.any(p.status == _RUNNING)
+    def unfinished(p: _Progress, most: int = 0) -> Array:
+        """Whether more than ``most`` samples are running."""
+        running = p.status == _RUNNING
+        return jnp.sum(_any(running)) > most if most else jnp.any(running)
 
-    def several(p: _Progress) -> _Progress:
+    def several(p: _Progress, f: Map = f) -> _Progress:
         end = jnp.minimum(p.step + test_every, max_steps)
-        return lax.while_loop(lambda p: p.step < end, advance, p)
+        return lax.while_loop(lambda p: p.step < end, lambda p: advance(p, f), p)
+
+    def loop(p: _Progress, f: Map, most: int) -> _Progress:
+        body = advance if test_every == 1 else several
+        return lax.while_loop(
+            lambda p: (p.step < max_steps) & unfinished(p, most), lambda p: body(p, f), p
+        )
+
+    def compacted(p: _Progress, f: Map, rows: Array | None, left: Sequence) -> _Progress:
+        """The loop, with fewer and fewer samples: ``p`` and ``f`` are those of ``rows``."""
+        p = loop(p, f, left[0][0] if left else 0)
+        done = observe(p, p.state, new=False)  # what the last step could not measure
+        if not left:
+            return done
+        (size, part), *left = left
+        # Running samples first.
+        chosen = jnp.argsort(~_any(p.status == _RUNNING), stable=True)[:size]
+        rows = chosen if rows is None else rows[chosen]
+        inner = compacted(_take(p, chosen, ndim), part(rows), rows, left)
+        return _put(done, chosen, inner, ndim)
 
     progress = observe(progress, progress.state)
     tested = test_every < max_steps
@@ -194,14 +234,15 @@ def iterate(
             return lax.cond(unfinished(p), body, lambda p: p, p) if tested else body(p), None
 
         progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
+    elif tested and not closing:
+        progress = compacted(progress, f, None, smaller)
     elif tested:
-        body = advance if test_every == 1 else several
-        progress = lax.while_loop(lambda p: (p.step < max_steps) & unfinished(p), body, progress)
+        progress = loop(progress, f, 0)
     else:
         progress = several(progress)
     if closing:
         progress = advance(progress)
-    if not unroll:  # what the last step could not measure
+    if not unroll and (closing or not tested):
         progress = observe(progress, progress.state, new=False)
     status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
     stats = SolverStats(progress.nfe, progress.residual, status)
@@ -223,6 +264,15 @@ def solve(
     """:func:`iterate` on ``z = f(params, z, x)`` as ``problem`` poses it (``solver``: in place of
     its own).
     """
+
+    def of_rows(f: ParamMap) -> Callable[[Array], Map]:
+        def part(rows: Array) -> Map:
+            x_rows = tree.take(x, rows, 1)
+            return lambda z: f(params, z, x_rows)
+
+        return part
+
+    sizes = compact_sizes(tree.batch_shape(z0, 1)[0], problem.compact) if problem.smaller else []
     return iterate(
         lambda z: problem.f(params, z, x),
         solver or problem.solver,
@@ -238,44 +288,29 @@ def solve(
         last=last,
         unroll=unroll,
         checkpoint=checkpoint,
+        smaller=list(zip(sizes, map(of_rows, problem.smaller), strict=True)),
     )
 
 
-def _measure(
-    state: Any, ndim: int, scale: Float[Array, " *batch"] | None
-) -> tuple[Array, Array, Array]:
-    """Norms of the residual and of f(z), per sample, and a power of 2 that takes the larger one to
-    where its square is a float; without gradient: they only decide.
+def _any(running: Array) -> Array:
+    """Per entry of the first sample axis."""
+    return jnp.any(running, axis=tuple(range(1, running.ndim)))
 
-    Squares of tiny and of huge entries leave the range of floats: the norms are those of entries
-    times ``scale`` (None: 1), divided by it.
-    """
-    z, fz = lax.stop_gradient((state.z, state.fz))
-    residual = tree.subtract(fz, z)
-    absolute, size = (
-        tree.norm(a if scale is None else tree.scale(scale, _wide(a, scale.dtype)), ndim)
-        for a in (residual, fz)
+
+def _take(p: _Progress, rows: Array, ndim: int) -> _Progress:
+    """The entries ``rows`` of the first sample axis."""
+    trace = None if p.trace is None else p.trace[:, rows]
+    return tree.take(p._replace(trace=None), rows, ndim)._replace(trace=trace)
+
+
+def _put(p: _Progress, rows: Array, part: _Progress, ndim: int) -> _Progress:
+    """``p``, with what is to be returned of the entries ``rows`` from ``part``."""
+    names = ("z", "residual", "nfe", "status")
+    trace = None if p.trace is None else p.trace.at[:, rows].set(part.trace)
+    return p._replace(
+        trace=trace,
+        **{name: tree.put(getattr(p, name), rows, getattr(part, name), ndim) for name in names},
     )
-    largest = jnp.maximum(absolute, size)
-    scale = jnp.ones_like(largest) if scale is None else scale
-    most, (low, high) = _largest_scale(largest.dtype), _PLAIN
-    # Small norms are taken to ``low`` only: what grows from there has room up to the largest float.
-    true, (_, exponent) = largest / scale, jnp.frexp(largest)
-    to_one = scale * jnp.ldexp(jnp.ones_like(largest), -exponent)
-    chosen = jnp.where(true < low, low * to_one, jnp.where(true > high, to_one, 1.0))
-    # Of a norm that is 0 or infinite only the direction is known.
-    chosen = jnp.where(largest == 0, scale * most, chosen)
-    chosen = jnp.where(jnp.isfinite(largest), chosen, scale / most)
-    return absolute / scale, size / scale, jnp.clip(chosen, 1 / most, most)
-
-
-def _largest_scale(dtype: jnp.dtype) -> float:
-    """Entries whose squares are 0 do not overflow after it."""
-    return 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
-
-
-def _wide(a: PyTree, dtype: jnp.dtype) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), a)
 
 
 def _empty_trace(residual: Array, max_steps: int) -> Array:

@@ -32,13 +32,14 @@ class DEQ(nn.Module):
       cell: the map. Its parameters live under this module as ``cell``; those of a cell built inside
         a compact method of another module live beside this one, as Linen does with any submodule
         handed over (``cell=Cell(parent=None)`` puts them under ``cell`` there too).
-      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every: as
+      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every, compact: as
         in :func:`jdeq.fixed_point`.
       num_probes: probes of the Jacobian penalty, >= 1.
       penalty: sown in place of that one, ``penalty(f, params, z, x, key, batch_ndim=batch_ndim)``
         -> [batch], under the same name; None: `jdeq.jacobian_penalty`.
     Raises:
-      ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say).
+      ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say); for
+        ``compact > 1`` beside a key for any stream of the cell, whose draws have the batch's shape.
     Cost: that of :func:`jdeq.fixed_point`; the penalty one product and its gradient.
     """
 
@@ -52,6 +53,7 @@ class DEQ(nn.Module):
     causal: bool = False
     trace: bool = False
     test_every: int = 1
+    compact: int = 1
     num_probes: int = 1
     penalty: Callable[..., Array] | None = None
 
@@ -85,6 +87,7 @@ class DEQ(nn.Module):
             causal=self.causal,
             trace=self.trace,
             test_every=self.test_every,
+            compact=self.compact,
             probe=probe,
         )
         if self.is_mutable_collection(COLLECTION) and not self.is_initializing():
@@ -104,6 +107,12 @@ class DEQ(nn.Module):
         cell, variables = self.cell.unbind()
         scope = self.cell.scope
         streams = [] if scope is None else [name for name in scope.rngs if name != "jacobian"]
+        drawn = [name for name in streams if name != "params"]
+        if drawn and self.compact > 1:
+            raise ValueError(
+                "jdeq.linen.DEQ: compact > 1 needs a cell that draws nothing, since draws depend "
+                f"on the number of samples; got keys for {', '.join(drawn)}"
+            )
         f = _PureCell(cell, {name: self.cell.make_rng(name) for name in streams})
         try:
             jax.eval_shape(f, variables, z0, x)

@@ -27,11 +27,11 @@ class DEQ(nnx.Module):
 
     Args:
       cell: the map.
-      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every: as
+      solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every, compact: as
         in :func:`jdeq.fixed_point`.
     Raises:
       ValueError: when called, if the cell writes variables other than its random streams (BatchNorm
-        in training mode, say).
+        in training mode, say); for ``compact > 1``, if the cell draws random numbers.
     Cost: that of :func:`jdeq.fixed_point`; the cell is traced once more.
     """
 
@@ -48,6 +48,7 @@ class DEQ(nnx.Module):
         causal: bool = False,
         trace: bool = False,
         test_every: int = 1,
+        compact: int = 1,
     ):
         self.cell = cell
         self.solver = solver
@@ -59,6 +60,7 @@ class DEQ(nnx.Module):
         self.causal = causal
         self.trace = trace
         self.test_every = test_every
+        self.compact = compact
 
     def __call__(
         self,
@@ -114,6 +116,7 @@ class DEQ(nnx.Module):
             causal=self.causal,
             trace=self.trace,
             test_every=self.test_every,
+            compact=self.compact,
             probe=probe,
         )
 
@@ -134,6 +137,12 @@ class DEQ(nnx.Module):
             )
         if not written:
             return graph, state
+        if self.compact > 1:
+            streams = ", ".join(".".join(map(str, path)) for path in written)
+            raise ValueError(
+                "jdeq.nnx.DEQ: compact > 1 needs a cell that draws nothing, since draws depend on "
+                f"the number of samples; it draws from {streams}"
+            )
         cell = nnx.clone(self.cell)
         for (path, stream), (_, copy) in zip(_streams(self.cell), _streams(cell), strict=True):
             if (*path, "count") in written:

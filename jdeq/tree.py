@@ -67,6 +67,16 @@ def select(mask: Bool[Array, " *batch"], a: PyTree, b: PyTree) -> PyTree:
     )
 
 
+def take(tree: PyTree, rows: Int[Array, " rows"], ndim: int) -> PyTree:
+    """The entries ``rows`` of the first sample axis; leaves without sample axes as they are."""
+    return jax.tree.map(lambda a: a if a.ndim < ndim else a[rows], tree)
+
+
+def put(tree: PyTree, rows: Int[Array, " rows"], new: PyTree, ndim: int) -> PyTree:
+    """``tree`` with the entries ``rows`` of the first sample axis replaced by ``new``."""
+    return jax.tree.map(lambda a, b: b if a.ndim < ndim else a.at[rows].set(b), tree, new)
+
+
 def dot(a: PyTree, b: PyTree, ndim: int) -> Float[Array, " *batch"]:
     """Inner product of each sample of ``a`` with the same sample of ``b``."""
     dtype = accumulator(a)

@@ -115,17 +115,21 @@ class Problem:
     causal: bool
     trace: bool
     test_every: int
+    smaller: tuple[ParamMap, ...] = ()  # f for fewer samples, by size: see `compact_sizes`
+    compact: int = 1
 
 
 class GradientRule(abc.ABC):
     """How a solution is differentiated: a frozen dataclass of hyper-parameters.
 
     ``exact`` says whether the derivative is that of the returned state (up to the tolerance);
-    ``has_probe`` whether it runs a backward pass that reports.
+    ``has_probe`` whether it runs a backward pass that reports; ``can_compact`` whether the solve
+    may go on with a part of the samples.
     """
 
     exact: ClassVar[bool]
     has_probe: ClassVar[bool] = False
+    can_compact: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(

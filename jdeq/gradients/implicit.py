@@ -1,6 +1,7 @@
 """Implicit differentiation."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
-from jdeq.iterate import iterate
+from jdeq.iterate import compact_sizes, iterate
 from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
 from jdeq.types import Map, Problem, Solver, SolverStats, require_integer
 
@@ -67,7 +68,7 @@ class Implicit(TangentRule):
     def tangent(self, problem: Problem, at: Point, tangents: list, probe) -> PyTree:
         solver = self.adjoint_solver(problem.solver)
 
-        def solve(operator: Map, b: PyTree) -> tuple[PyTree, SolverStats]:
+        def solve(operator: Map, b: PyTree, transpose: bool) -> tuple[PyTree, SolverStats]:
             return affine_solve(
                 operator,
                 b,
@@ -76,15 +77,17 @@ class Implicit(TangentRule):
                 max_steps=self.max_steps or problem.max_steps,
                 ndim=problem.batch_ndim,
                 test_every=problem.test_every,
+                compact=problem.compact,
+                smaller=at.operators_of_rows(transpose),
             )
 
         b, operator = at.linearize(tangents)
 
         def backward(ct):
-            w, stats = solve(at.transpose(operator), ct)
+            w, stats = solve(at.transpose(operator), ct, True)
             return w, report(stats.nfe, stats.residual, probe)
 
-        return linear_solve(operator, b, probe, lambda b: solve(operator, b), backward)
+        return linear_solve(operator, b, probe, lambda b: solve(operator, b, False), backward)
 
 
 def affine_solve(
@@ -96,8 +99,12 @@ def affine_solve(
     max_steps: int,
     ndim: int,
     test_every: int,
+    compact: int = 1,
+    smaller: Sequence[Callable[[Array], Map]] = (),
 ) -> tuple[PyTree, SolverStats]:
-    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b."""
+    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b;
+    ``smaller``: ``rows -> operator`` of these samples alone, by `compact_sizes`.
+    """
     # In two steps: the squares of large and of small entries leave the range of floats.
     largest = tree.largest(b, ndim)
     usable = jnp.isfinite(largest) & (largest > 0)
@@ -105,8 +112,13 @@ def affine_solve(
     shrunk = jax.tree.map(lambda a: (a / tree.expand(largest, a)).astype(a.dtype), b)
     length = jnp.where(usable, tree.norm(shrunk, ndim), 1.0)
     unit = tree.scale(1.0 / length, shrunk)
+
+    def affine(operator: Map, unit: PyTree) -> Map:
+        return lambda u: tree.cast_like(tree.add(operator(u), unit), unit)
+
+    sizes = compact_sizes(tree.batch_shape(b, 1)[0], compact) if smaller else []
     solution, _ = iterate(
-        lambda u: tree.cast_like(tree.add(operator(u), unit), unit),
+        affine(operator, unit),
         solver,
         unit,
         rtol=rtol,
@@ -114,6 +126,10 @@ def affine_solve(
         max_steps=max_steps,
         ndim=ndim,
         test_every=test_every,
+        smaller=[
+            (size, lambda rows, of=of: affine(of(rows), tree.take(unit, rows, 1)))
+            for size, of in zip(sizes, smaller, strict=True)
+        ],
     )
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 

@@ -7,6 +7,7 @@ mode.
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
+from jdeq import tree
 from jdeq.iterate import solve
 from jdeq.types import GradientRule, Map, ParamMap, Problem, Solution, SolverStats
 
@@ -25,6 +27,7 @@ Tangents = list[Any]  # one per leaf of (params, x): an array, or SymbolicZero w
 class TangentRule(GradientRule):
     """A gradient rule given by its tangent at the returned state."""
 
+    can_compact = True
     keeps_state = False
     """Whether the tangent reads the solver's last state (its factors)."""
 
@@ -57,6 +60,26 @@ class Point:
         b = jax.jvp(lambda values: call(values, self.z), (values,), (moving,))[1]
         _, push = jax.linearize(lambda z: call(values, z), self.z)
         return b, push
+
+    def operators_of_rows(self, transpose: bool) -> list[Callable[[Array], Map]]:
+        """For each smaller size, ``rows -> (v -> J v)``, or ``J^T v``, of these samples alone."""
+
+        def of(f: ParamMap) -> Callable[[Array], Map]:
+            def part(rows: Array) -> Map:
+                z, x = tree.take((self.z, self.x), rows, 1)
+                call = functools.partial(self._at, f, x)
+                _, push = jax.linearize(call, z)
+                if not transpose:
+                    return push
+                pull = jax.linear_transpose(push, z)
+                return lambda w: pull(w)[0]
+
+            return part
+
+        return [of(f) for f in self.problem.smaller]
+
+    def _at(self, f: ParamMap, x: PyTree, z: PyTree) -> PyTree:
+        return f(self.params, z, x)
 
     def unroll(self, step: ParamMap, tangents: Tangents) -> PyTree:
         """Tangent of ``step(params, z, x)`` when params and x move, z being where it starts."""

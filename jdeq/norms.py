@@ -1,0 +1,60 @@
+"""Norms of the residual and of f(z) whose squares may leave the range of floats."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from jdeq import tree
+
+SURE = 2.0**30
+"""How far norms may shrink in a step before their squares may be 0."""
+_PLAIN = (2.0**-20, 2.0**50)  # norms whose squares are taken as they are
+
+
+def measure(
+    state: Any, ndim: int, scale: Float[Array, " *batch"] | None
+) -> tuple[Array, Array, Array]:
+    """Norms of the residual and of f(z), per sample, and a power of 2 that takes the larger one to
+    where its square is a float; without gradient: they only decide.
+
+    Squares of tiny and of huge entries leave the range of floats: the norms are those of entries
+    times ``scale`` (None: 1), divided by it.
+    """
+    z, fz = lax.stop_gradient((state.z, state.fz))
+    residual = tree.subtract(fz, z)
+    absolute, size = (
+        tree.norm(a if scale is None else tree.scale(scale, _wide(a, scale.dtype)), ndim)
+        for a in (residual, fz)
+    )
+    largest = jnp.maximum(absolute, size)
+    scale = jnp.ones_like(largest) if scale is None else scale
+    most, (low, high) = largest_scale(largest.dtype), _PLAIN
+    # Small norms are taken to ``low`` only: what grows from there has room up to the largest float.
+    true, to_one = largest / scale, scale / _power_of_2(largest)
+    chosen = jnp.where(true < low, low * to_one, jnp.where(true > high, to_one, 1.0))
+    # Of a norm that is 0 or infinite only the direction is known.
+    chosen = jnp.where(largest == 0, scale * most, chosen)
+    chosen = jnp.where(jnp.isfinite(largest), chosen, scale / most)
+    return absolute / scale, size / scale, jnp.clip(chosen, 1 / most, most)
+
+
+def _power_of_2(a: Array) -> Array:
+    """The largest power of 2 that is at most ``a`` (0 below the normal floats), by its bits: XLA
+    takes a hundred operations for ``frexp`` and ``ldexp``.
+    """
+    info = jnp.finfo(a.dtype)
+    mask = (1 << info.bits - 1) - (1 << info.nmant)
+    bits = lax.bitcast_convert_type(a, jnp.dtype(f"uint{info.bits}"))
+    return lax.bitcast_convert_type(bits & jnp.asarray(mask, bits.dtype), a.dtype)
+
+
+def largest_scale(dtype: jnp.dtype) -> float:
+    """Entries whose squares are 0 do not overflow after it."""
+    return 2.0 ** (jnp.finfo(dtype).maxexp * 3 // 4)
+
+
+def _wide(a: PyTree, dtype: jnp.dtype) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), a)

@@ -1,0 +1,101 @@
+"""A map traced once, with what it captures as arguments."""
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.extend.core
+from jaxtyping import PyTree
+
+from jdeq import tree
+from jdeq.iterate import compact_sizes
+from jdeq.program import same_program
+
+
+class Traced:
+    """f traced once, with the arrays it captures as arguments: ``f((params, captured), z, x)``,
+    where ``captured[which]`` are its own.
+
+    Equal when it is the same program, so that eager calls with equal arguments compile once, also
+    if the values captured have changed.
+    """
+
+    def __init__(self, f: Any, jaxpr: Any, out: Any, which: int):
+        # Neither f nor what it captured is kept: this object outlives the call in a cache.
+        self._key = hash(f) if isinstance(f, Hashable) else id(f)
+        self._jaxpr, self._out, self._which = jaxpr, out, which
+
+    @classmethod
+    def trace(
+        cls, f: Any, params: PyTree, z0: PyTree, x: PyTree, which: int = 0
+    ) -> tuple["Traced", list]:
+        """f traced, and the arrays it captured."""
+
+        # A new function each time: JAX would answer from its cache, with arrays captured earlier.
+        def fresh(params: PyTree, z: PyTree, x: PyTree) -> PyTree:
+            return f(params, z, x)
+
+        closed, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
+        check_output(z0, out)
+        jaxpr: Any = closed.jaxpr
+        if hasattr(jaxpr, "with_consts"):  # jax 0.12: one class, which would hold the constants
+            jaxpr = jaxpr.with_consts([None] * len(closed.consts))
+        return cls(f, jaxpr, jax.tree.structure(out), which), closed.consts
+
+    def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
+        params, captured = params
+        leaves = jax.tree.leaves((params, z, x))
+        closed = jax.extend.core.ClosedJaxpr(self._jaxpr, captured[self._which])
+        out = jax.tree.unflatten(self._out, jax.extend.core.jaxpr_as_fun(closed)(*leaves))
+        return tree.vary(tree.cast_like(out, z), tree.varying_axes(z))
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return str(self._jaxpr)
+
+    def __hash__(self) -> int:
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Traced)
+            and self._key == other._key
+            and self._which == other._which
+            and self._text == other._text
+            and same_program(self._jaxpr, other._jaxpr)
+        )
+
+
+def trace_smaller(
+    f: Any, params: PyTree, z0: PyTree, x: PyTree, compact: int
+) -> tuple[tuple["Traced", ...], list]:
+    """f traced for fewer and fewer samples, and what it captures each time."""
+    programs, captured = [], []
+    samples = tree.batch_shape(z0, 1)[0] if compact > 1 else 0
+    for size in compact_sizes(samples, compact):
+        z_part, x_part = jax.tree.map(lambda a, size=size: a[:size], (z0, x))
+        try:
+            program, consts = Traced.trace(f, params, z_part, x_part, len(programs) + 1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"jdeq.fixed_point: compact={compact} needs an f that works on any number of "
+                f"samples, without captured arrays that have one entry per sample; on {size} of "
+                f"{samples}: {error}"
+            ) from error
+        programs.append(program)
+        # Their gradients come through the f of all samples.
+        captured.append(jax.lax.stop_gradient(consts))
+    return tuple(programs), captured
+
+
+def check_output(z0: PyTree, out: PyTree) -> None:
+    """Raise unless f returned the structure and shapes of the state."""
+    want, got = jax.tree.structure(z0), jax.tree.structure(out)
+    if want != got:
+        raise TypeError(f"jdeq.fixed_point: f must keep the structure of z, {want}; got {got}")
+    for old, new in zip(jax.tree.leaves(z0), jax.tree.leaves(out), strict=True):
+        if old.shape != new.shape:
+            raise ValueError(
+                f"jdeq.fixed_point: f must keep the shapes of z, {old.shape}; got {new.shape}"
+            )
