@@ -175,7 +175,7 @@ def test_a_seed_that_is_not_finite_counts_as_infinite(tmp_path):
     picture = pictures.bars("bars", "Bars.", [bar])
     figure = picture.draw(picture.rows(found))
     figure.savefig(tmp_path / "bars.png")
-    assert [t.get_text() for t in figure.axes[0].texts] == ["inf, up to inf", "2, up to inf"]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["inf\n3 to inf", "2\n1 to inf"]
 
 
 def test_seeds_without_a_run_are_named(tmp_path):
