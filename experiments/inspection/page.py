@@ -126,7 +126,7 @@ def captions(found: Findings) -> dict[str, list[str]]:
 def _facts(found: Findings) -> str:
     about = found.about
     machine = about["machine"]
-    versions = ", ".join(f"{n} {v}" for n, v in machine["versions"].items() if v)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     facts = {
         "Model": f"{about['model']}, {about['parameters']:,} parameters, a state of "
         f"{about['state_entries']:,} numbers a sample",
@@ -136,8 +136,8 @@ def _facts(found: Findings) -> str:
         "Gradient": about["gradient"],
         "Test examples": f"{about['test_examples']:,}; {about['examples']} of them for curves, "
         "spectrum and gradients",
-        "Machine": f"{machine['device']} ({machine['cores']} cores, load "
-        f"{machine['load_average']:.1f} at the end), Python {machine['python']}, {versions}",
+        "Machine": f"{machine['device']} ({machine['cpu_cores']} CPU cores, load "
+        f"{machine['load_average']:.1f} at the end), {versions}",
         "Measured in": f"{about['seconds']:.0f} s",
     }
     rows = (f"<dt>{n}</dt><dd>{html.escape(str(v))}</dd>" for n, v in facts.items())

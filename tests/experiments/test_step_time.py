@@ -10,6 +10,7 @@ from experiments import report, run_report, step_time, train
 from experiments.studies import STUDIES, pictures
 from experiments.studies import records as kept
 from experiments.studies.study import Variant
+from experiments.tables import read_rows
 
 TINY = (
     "--loop.steps 3 --loop.test-every 1 --loop.power-iteration --loop.spectrum-examples 1 "
@@ -53,7 +54,7 @@ def test_times_of_a_run_become_pictures(cache, tmp_path, monkeypatch):
     assert record.report["step_alone"]["plain"] == pytest.approx(times["plain"], rel=1e-5)
     last = record.metrics["spectrum"][-1]
     assert math.isfinite(last["rayleigh_quotient_mean"]) and last["spectral_radius_mean"] > 0
-    rows = {p.name: kept.read_rows(results / "costs" / f"{p.name}.csv") for p in study.pictures}
+    rows = {p.name: read_rows(results / "costs" / f"{p.name}.csv") for p in study.pictures}
     bars = {row["quantity"]: row["median"] for row in rows["costs"]}
     assert set(bars) == {"error", "step", "nfe", "memory"}
     assert all(math.isfinite(value) and value > 0 for value in bars.values())
