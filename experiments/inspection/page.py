@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments import run_report
+from experiments import stopping
 from experiments.inspection import solves
 from experiments.inspection.findings import Findings
 from experiments.inspection.gradients import TRUSTED, trusted
@@ -62,7 +62,7 @@ def captions(found: Findings) -> dict[str, list[str]]:
     notes = {
         "samples": [
             f"Each {noun} of the test set is solved by {about['solver']} until its relative "
-            f"residual ||f(z) - z|| / ||f(z)|| is at most rtol, in {run_report.TOLERANCE_STEPS} "
+            f"residual ||f(z) - z|| / ||f(z)|| is at most rtol, in {stopping.TOLERANCE_STEPS} "
             "evaluations at most. Left: how many evaluations of the cell (nfe) that takes. Right: "
             "the residual of the state that is returned; what lies right of its dashed line was "
             "not solved."

@@ -33,6 +33,14 @@ class Panel(NamedTuple):
     largest: float | None = None  # where the axis ends
 
 
+RESIDUALS = (
+    Panel("train", "residual_mean", "forward residual, relative", log=True),
+    Panel("train", "residual_backward", "backward residual, largest", log=True),
+)
+JACOBIAN_NORM = Panel("spectrum", "jacobian_norm_mean", "Frobenius norm of the Jacobian", log=True)
+SPECTRAL_RADIUS = Panel("spectrum", "spectral_radius_mean", "spectral radius", log=True, line=1.0)
+
+
 def curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture:
     """Metrics over training steps, a line a variant."""
     return Picture(
