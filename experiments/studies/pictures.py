@@ -61,7 +61,8 @@ def _curve_rows(panels: Sequence[Panel], records: Records) -> list[Row]:
                     value = record.get(panel.name, math.nan)
                     values.setdefault(int(record["step"]), []).append(value)
             for step, found in values.items():
-                if not all(map(math.isnan, found)):
+                # On a logarithmic axis 0 is no value: before there are backward solves.
+                if not all(math.isnan(value) or panel.log and value == 0 for value in found):
                     row = {"variant": variant.label, "quantity": panel.name, "step": step}
                     rows.append(row | _of_seeds(found))
     return rows
@@ -259,7 +260,7 @@ def _line(ax: Any, rows: Sequence[Row], x: str, label: str, until: float, **styl
 
 def _figure(panels: int, width: float = 4.8) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width * panels, 3.6), dpi=120, layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    return figure, figure.subplots(1, panels, squeeze=False, sharex=True)[0]
 
 
 def _finish(ax: Any, ylabel: str, xlabel: str) -> None:
