@@ -10,38 +10,10 @@ import optax
 
 import jdeq
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import Batches, Task
+from experiments.models import EXPLICIT, MODELS
+from experiments.task import Batches, Task
 from jdeq.data import Streams
-from jdeq.models import (
-    LSTM,
-    MDEQ,
-    DecoderDEQConfig,
-    DecoderDEQLM,
-    DenseNet,
-    DenseNetConfig,
-    DEQTransformerConfig,
-    DEQTransformerLM,
-    DEQTrellisNet,
-    DEQViT,
-    DEQViTConfig,
-    LSTMConfig,
-    MDEQConfig,
-    MDEQSegmenter,
-    MDEQSegmenterConfig,
-    MonDEQ,
-    MonDEQConfig,
-    ResNet,
-    ResNetConfig,
-    RevDEQ,
-    RevDEQConfig,
-    RevDEQLM,
-    RevDEQLMConfig,
-    ScalarDEQ,
-    ScalarDEQConfig,
-    TransformerXL,
-    TransformerXLConfig,
-    TrellisConfig,
-)
+from jdeq.models import MDEQSegmenterConfig, MonDEQ, ScalarDEQConfig
 from jdeq.training import (
     EvalStep,
     Layout,
@@ -55,25 +27,6 @@ from jdeq.training import (
     make_train_step,
     squared_error_loss,
 )
-
-MODELS: dict[type, Any] = {
-    MDEQConfig: MDEQ,
-    MDEQSegmenterConfig: MDEQSegmenter,
-    MonDEQConfig: MonDEQ,
-    DEQViTConfig: DEQViT,
-    ResNetConfig: ResNet,
-    DenseNetConfig: DenseNet,
-    RevDEQConfig: RevDEQ,
-    RevDEQLMConfig: RevDEQLM,
-    TrellisConfig: DEQTrellisNet,
-    DEQTransformerConfig: DEQTransformerLM,
-    DecoderDEQConfig: DecoderDEQLM,
-    TransformerXLConfig: TransformerXL,
-    LSTMConfig: LSTM,
-    ScalarDEQConfig: ScalarDEQ,
-}
-EXPLICIT = (TransformerXLConfig, LSTMConfig, ResNetConfig, DenseNetConfig)
-"""Baselines that solve nothing: without solver, gradient rule, penalty, pre-training, spectrum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

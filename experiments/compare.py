@@ -5,7 +5,6 @@ Prints a Markdown table; runs whose configurations differ in nothing but the see
 
 import dataclasses
 import pathlib
-import statistics
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from experiments import workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import flatten, read_config
+from experiments.tables import spread
 
 _QUALITIES = {  # scale, name and digits of the measure that a task is judged by
     "word_perplexity": (1, "perplexity a word", 2),
@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> int:
         dict.fromkeys(row["stop"] for (report, *_) in groups.values() for row in report["test"])
     )
     scale, unit, digits = _QUALITIES[quality]
-    print(f"{unit}, mean +- standard deviation over seeds\n")
+    print(f"{unit}, mean +- standard deviation over seeds (each where they lie far apart)\n")
     others = _differing(list(groups))
     heads = ["solver", "gradient", "gamma", *others, "seeds", *stops]
     heads += ["nfe at the last", "spectral radius", "train s"]
@@ -71,11 +71,11 @@ def run(arguments: Arguments) -> int:
         rows = [{row["stop"]: row for row in report["test"]} for report in reports]
         for stop in stops:  # a solver may have no row at some stop
             found = [scale * row[stop][quality] for row in rows if stop in row]
-            cells.append(_spread(found, digits) if found else "")
-        cells.append(_spread([report["test"][-1]["nfe_forward"] for report in reports]))
+            cells.append(spread(found, digits) if found else "")
+        cells.append(spread([report["test"][-1]["nfe_forward"] for report in reports]))
         radii = [report["spectral_radius_mean"] for report in reports]
-        cells.append("" if None in radii else _spread(radii))  # explicit models have none
-        cells.append(_spread([report["train_seconds"] for report in reports], digits=0))
+        cells.append("" if None in radii else spread(radii))  # explicit models have none
+        cells.append(spread([report["train_seconds"] for report in reports], digits=0))
         print("| " + " | ".join(cells) + " |")
     return 0
 
@@ -86,11 +86,6 @@ def _differing(configs: Sequence[ExperimentConfig]) -> list[str]:
     flat = [flatten(dataclasses.asdict(config)) for config in configs]
     names = dict.fromkeys(name for fields in flat for name in fields)
     return [n for n in names if n not in shown and len({str(f.get(n)) for f in flat}) > 1]
-
-
-def _spread(values: Sequence[float], digits: int = 2) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> int:

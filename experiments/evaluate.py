@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from experiments import run_report, trained
+from experiments import run_report, stopping, trained
 from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
-from experiments.data import Task
+from experiments.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,7 @@ def run(arguments: Arguments) -> int:
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
     try:
-        rows = run_report.evaluate_at(
-            loaded.model, restored.state.averaged_variables, task, **stops
-        )
+        rows = stopping.evaluate_at(loaded.model, restored.state.averaged_variables, task, **stops)
     except ValueError as error:  # of a model that cannot read windows so long
         raise ConfigError(str(error)) from error
     console.print(

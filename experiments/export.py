@@ -30,11 +30,11 @@ from jax import export
 from rich.console import Console
 
 import jdeq
-from experiments import run_report, trained, workdir
+from experiments import run_report, stopping, trained, workdir
 from experiments.build import Run, gives_losses
 from experiments.cli import guarded
 from experiments.config import ConfigError
-from experiments.data import Task
+from experiments.task import Task
 from jdeq.data import Dataset
 from jdeq.training import make_eval_step
 
@@ -178,7 +178,7 @@ def _stopped(loaded: Run, arguments: Arguments) -> tuple[Any, dict[str, Any]]:
     )  # refuses what cannot be
     name = f"after {budget}" if rtol is None else f"rtol {rtol:g}"
     stop = {"stop": name, **asked}
-    model = model.clone(**run_report.stop_options(model, stop))
+    model = model.clone(**stopping.stop_options(model, stop))
     return model, stop | {"max_steps": model.max_steps}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import Task, fingerprint
+from experiments.task import Task, fingerprint
 from jdeq.data import (
     CITYSCAPES,
     IMAGENET,

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import run_report, trained
+from experiments import stopping, trained
 from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
@@ -53,8 +53,8 @@ def run(arguments: Arguments) -> int:
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for causal in (True, False):
         model = loaded.model.clone(causal=causal)
-        for row in run_report.evaluate_at(model, variables, loaded.task, **stops):
-            options = run_report.stop_options(model, row)
+        for row in stopping.evaluate_at(model, variables, loaded.task, **stops):
+            options = stopping.stop_options(model, row)
             moved = _moved(loaded, model.clone(**options), variables, arguments.windows)
             name = "causal" if causal else "whole sequence"
             print(

@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit, the machine and the versions that a run was made with."""
+"""Where a number comes from: the commit, the machine and the versions that it was made with."""
 
 import functools
 import importlib.metadata
@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,13 @@ COMMIT = "JDEQ_COMMIT"
 """Says the commit where the checkout is no git repository, as in a container or an archive."""
 _ROOT = pathlib.Path(__file__).parents[1]
 _PACKAGES = ("jax", "flax", "optax")
+_OF_TIMES = (*_PACKAGES, "jaxlib", "numpy", "jaxopt", "optimistix", "lineax", "banax")
 
 
-def provenance() -> dict[str, Any]:
-    """For a run's report: commit, device, how many of them, CPU cores, versions."""
+def provenance(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
+    """For a run's report: commit, device, how many of them, CPU cores, versions of Python and of
+    those ``packages`` that are installed.
+    """
     device = jax.devices()[0]
     return {
         "commit": commit(),
@@ -26,8 +30,19 @@ def provenance() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **{name: version for name in packages if (version := _version(name)) is not None},
         },
+    }
+
+
+def manifest() -> dict[str, Any]:
+    """What measured times depend on: `provenance` with all packages that are timed, the kind of
+    processor, and what else the machine does.
+    """
+    return {
+        **provenance(_OF_TIMES),
+        "machine": platform.machine(),
+        "load_average": os.getloadavg()[0],
     }
 
 
@@ -44,6 +59,13 @@ def commit() -> str:
     # what the report command writes is no change of the code
     lines = [line for line in changed.splitlines() if "results" not in line.lower()]
     return found + "+" * bool(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

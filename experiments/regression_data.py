@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.data import Task, fingerprint
+from experiments.task import Task, fingerprint
 from jdeq.data import ShuffledBatches, load_synthetic
 
 

@@ -25,6 +25,7 @@ from experiments.studies import records as kept
 from experiments.studies.records import Record
 from experiments.studies.study import Records, Table
 from experiments.study import finished
+from experiments.tables import read_rows, write_rows
 
 HERE = pathlib.Path(__file__).parent
 BY_HAND = HERE / "studies" / "by_hand"
@@ -104,8 +105,8 @@ def draw(study: Study, results: pathlib.Path) -> None:
         rows = picture.rows(records)
         folder = results / study.name
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_rows(folder / f"{picture.name}.csv", rows)
-        figure = picture.draw(kept.read_rows(folder / f"{picture.name}.csv"))
+        write_rows(folder / f"{picture.name}.csv", rows)
+        figure = picture.draw(read_rows(folder / f"{picture.name}.csv"))
         figure.savefig(folder / f"{picture.name}.png", metadata={"Software": None})
 
 

@@ -7,14 +7,12 @@ Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian R
 section 5.1 and figure 5.
 """
 
-import csv
 import dataclasses
 import functools
 import pathlib
 import shlex
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +27,7 @@ from experiments.build import Run, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run
+from experiments.tables import spread, write_rows
 from jdeq import plots
 from jdeq.data.synthetic import load_synthetic
 from jdeq.training import equilibrium_of, read_metrics
@@ -99,7 +98,7 @@ def run(arguments: Arguments, *, base: ExperimentConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     text = table(rows)
     workdir.write_text(out / "table.md", text)
-    write_csv(out / "runs.csv", list(rows[0]), (row.values() for row in rows))
+    write_rows(out / "runs.csv", rows, digits=6)
     half_width = base.data.half_width  # pyright: ignore[reportAttributeAccessIssue]
     write_curves(out, curves, half_width)
     draw(curves).savefig(out / "figure5.png")
@@ -191,7 +190,7 @@ def draw(curves: dict[float, Curves]) -> Figure:
 
 
 def table(rows: Sequence[dict[str, float]]) -> str:
-    """A row a gamma, means and standard deviations over its seeds."""
+    """A row a gamma, its seeds as in `spread`."""
     heads = {
         "rmse": ("validation RMSE, y standardised", 3),
         "nfe_picard": (f"nfe to {RTOL:g}, plain iteration", 2),
@@ -208,10 +207,7 @@ def table(rows: Sequence[dict[str, float]]) -> str:
     for gamma in dict.fromkeys(row["gamma"] for row in rows):
         own = [row for row in rows if row["gamma"] == gamma]
         cells = [f"{gamma:g}", ", ".join(f"{row['seed']:g}" for row in own)]
-        for name, (_, digits) in heads.items():
-            values = [row[name] for row in own]
-            spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        cells += [spread([row[name] for row in own], d) for name, (_, d) in heads.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -227,18 +223,15 @@ def write_curves(out: pathlib.Path, curves: dict[float, Curves], half_width: flo
         for at, values, states in zip(SLICES, of.slices, of.iterates, strict=True):
             slices += [(gamma, at, z, fz) for z, fz in zip(STATES, values, strict=True)]
             iterates += [(gamma, at, count, z) for count, z in enumerate(states)]
-    write_csv(out / "surface.csv", ("gamma", "x", "z", "fz"), surface)
-    write_csv(out / "equilibrium.csv", ("gamma", "x", "z_star", "target"), equilibrium)
-    write_csv(out / "slices.csv", ("gamma", "x", "z", "fz"), slices)
-    write_csv(out / "cobwebs.csv", ("gamma", "x", "evaluations", "z"), iterates)
-
-
-def write_csv(path: pathlib.Path, heads: Sequence[str], rows: Iterable[Iterable[float]]) -> None:
-    """Numbers in six digits, under their names."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows([f"{value:.6g}" for value in row] for row in rows)
+    files = {
+        "surface": (("gamma", "x", "z", "fz"), surface),
+        "equilibrium": (("gamma", "x", "z_star", "target"), equilibrium),
+        "slices": (("gamma", "x", "z", "fz"), slices),
+        "cobwebs": (("gamma", "x", "evaluations", "z"), iterates),
+    }
+    for name, (heads, values) in files.items():
+        rows = [dict(zip(heads, row, strict=True)) for row in values]
+        write_rows(out / f"{name}.csv", rows, digits=6)
 
 
 def _check(arguments: Arguments) -> None:

@@ -20,7 +20,7 @@ import tyro
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import launch, run_report, workdir
+from experiments import launch, run_report, stopping, workdir
 from experiments.build import Run, build, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
@@ -171,7 +171,7 @@ def claim(directory: pathlib.Path, config: ExperimentConfig) -> None:
 
 def watch(run: Run, say: Callable[[str], None]) -> Watch:
     """Looks out for rises in the training of ``run``, once it solves for the equilibrium."""
-    per_step = run_report.evaluations_per_step(run.model.solver)
+    per_step = stopping.evaluations_per_step(run.model.solver)
     pretrain, loop = run.config.pretrain.steps, run.config.loop
     return Watch(
         budget=per_step and per_step * run.model.max_steps,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import run_report, workdir
+from experiments import stopping, workdir
 from experiments.build import Run, build
 from experiments.config import ConfigError
 from experiments.config_files import read_config
@@ -56,7 +56,7 @@ def stops(
                 raise ConfigError(f"{name} must be {rule}; got {value}")
     if run.implicit:
         solver = run.model.solver
-        per_step = run_report.evaluations_per_step(solver)
+        per_step = stopping.evaluations_per_step(solver)
         missed = [b for b in budgets or () if per_step is None or b % per_step]
         if missed:
             rule = "empty, its steps differ" if per_step is None else f"multiples of {per_step}"

@@ -1,52 +1,14 @@
 """results.json, table.md and, where matplotlib is installed, bars.png."""
 
-import importlib.metadata
 import importlib.util
 import json
 import math
-import os
-import platform
-import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.bench.harness import Result, quartiles, ratios
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxopt", "optimistix", "lineax", "banax")
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def manifest() -> dict[str, Any]:
-    """What the numbers depend on: versions, device, cores, load and commit."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    changed = _git("status", "--porcelain")
-    return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "device": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": None if changed is None else bool(changed),
-    }
+from experiments.provenance import manifest
 
 
 def row(result: Result, results: list[Result]) -> dict[str, Any]:
@@ -126,12 +88,11 @@ def markdown(
     title: str, about: dict[str, Any], rows: list[dict[str, Any]], notes: list[str]
 ) -> str:
     """The whole report: where it was measured, one table a group, then the notes."""
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     parts = [
         f"# {title}",
-        f"Python {about['python']}, {versions}; {about['device']}, {about['cores']} cores, "
-        f"load {about['load_average']:.1f}; commit {about['commit'] or 'unknown'}"
-        + (" with uncommitted changes" if about["uncommitted_changes"] else ""),
+        f"{versions}; {about['devices']} x {about['device']}, {about['cpu_cores']} CPU cores, "
+        f"load {about['load_average']:.1f}; commit {about['commit']}",
     ]
     for group in dict.fromkeys(values["group"] for values in rows):
         mine = [values for values in rows if values["group"] == group]

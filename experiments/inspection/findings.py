@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.bench.report import manifest
 from experiments.build import Run
 from experiments.inspection import cheaper, gradients, solves
 from experiments.inspection.cheaper import Setting
 from experiments.inspection.gradients import Gradient, Quality
 from experiments.inspection.solves import Curve, Samples, Spectrum
+from experiments.provenance import manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

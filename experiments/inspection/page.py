@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments import run_report
+from experiments import stopping
 from experiments.inspection import solves
 from experiments.inspection.findings import Findings
 from experiments.inspection.gradients import TRUSTED, trusted
@@ -62,7 +62,7 @@ def captions(found: Findings) -> dict[str, list[str]]:
     notes = {
         "samples": [
             f"Each {noun} of the test set is solved by {about['solver']} until its relative "
-            f"residual ||f(z) - z|| / ||f(z)|| is at most rtol, in {run_report.TOLERANCE_STEPS} "
+            f"residual ||f(z) - z|| / ||f(z)|| is at most rtol, in {stopping.TOLERANCE_STEPS} "
             "evaluations at most. Left: how many evaluations of the cell (nfe) that takes. Right: "
             "the residual of the state that is returned; what lies right of its dashed line was "
             "not solved."
@@ -126,7 +126,7 @@ def captions(found: Findings) -> dict[str, list[str]]:
 def _facts(found: Findings) -> str:
     about = found.about
     machine = about["machine"]
-    versions = ", ".join(f"{n} {v}" for n, v in machine["versions"].items() if v)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     facts = {
         "Model": f"{about['model']}, {about['parameters']:,} parameters, a state of "
         f"{about['state_entries']:,} numbers a sample",
@@ -136,8 +136,8 @@ def _facts(found: Findings) -> str:
         "Gradient": about["gradient"],
         "Test examples": f"{about['test_examples']:,}; {about['examples']} of them for curves, "
         "spectrum and gradients",
-        "Machine": f"{machine['device']} ({machine['cores']} cores, load "
-        f"{machine['load_average']:.1f} at the end), Python {machine['python']}, {versions}",
+        "Machine": f"{machine['device']} ({machine['cpu_cores']} CPU cores, load "
+        f"{machine['load_average']:.1f} at the end), {versions}",
         "Measured in": f"{about['seconds']:.0f} s",
     }
     rows = (f"<dt>{n}</dt><dd>{html.escape(str(v))}</dd>" for n, v in facts.items())

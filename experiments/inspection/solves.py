@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Float, Int
 
 import jdeq
-from experiments import run_report
+from experiments import stopping
 from experiments.build import Run, eval_step
 from jdeq import tree
 from jdeq.diagnostics import Eigenvalues, leading_eigenvalues
@@ -31,7 +31,7 @@ SPECTRA = 4  # samples whose eigenvalues are shown
 
 class Samples(NamedTuple):
     """The test examples (positions, where the model solves causally), each solved to a tolerance
-    in at most `run_report.TOLERANCE_STEPS` evaluations.
+    in at most `stopping.TOLERANCE_STEPS` evaluations.
     """
 
     nfe: Int[np.ndarray, " samples"]
@@ -47,7 +47,7 @@ class Samples(NamedTuple):
 def samples_at(run: Run, variables: dict[str, Any], rtol: float) -> Samples:
     """The test examples that are held in memory, solved to ``rtol`` by the run's solver."""
     model, task = run.model, run.task
-    step = eval_step(model.clone(**run_report.stop_options(model, {"rtol": rtol})), task)
+    step = eval_step(model.clone(**stopping.stop_options(model, {"rtol": rtol})), task)
     out = evaluate_samples(step, variables, task.test, batch_size=task.test_batch_size)
     found = out.nfe, out.residual, out.status
     if out.nfe.shape == out.counted.shape:
@@ -117,7 +117,7 @@ def curve(cell: Cell, solver: Solver, *, evaluations: int = EVALUATIONS) -> Curv
     Where the cell is causal, positions are samples if the solver can step them for themselves.
     """
     ndim = 1 + (cell.causal and solver.causal)
-    per_step = run_report.evaluations_per_step(solver)
+    per_step = stopping.evaluations_per_step(solver)
     steps = NEWTON_STEPS if per_step is None else 1 + (evaluations - 1) // per_step
 
     def walk(params, z0, x):

@@ -6,24 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.studies.records import Record
+from experiments.tables import spread
 
 Column = tuple[str, Callable[[Sequence[Record]], str]]
 _SCALES = {"accuracy": (100, 2), "mean_iou": (100, 2), "bits_per_byte": (1, 3)}
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean +- standard deviation; each of them where one is not finite, or where the deviation is
-    over half of the mean.
-    """
-    if not all(map(math.isfinite, values)):
-        return ", ".join(f"{value:.{digits}f}" for value in values)
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    deviation = statistics.stdev(values)
-    if deviation > abs(mean) / 2:
-        return ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
 
 
 def seeds() -> Column:

@@ -67,7 +67,7 @@ Published, CIFAR-10: ResNet-18 93.0, ResNet-101 93.8, DenseNet-121 95.0, monoton
         title="Segmentation of scenes",
         about="""\
 Scenes of four digits, 64x64, 500 steps of 8, 64 test scenes: mean IoU over 11 classes in %.
-Needs `pip install 'jdeq[data]'`.""",
+Needs `pip install -e '.[data]'`.""",
         variants=(
             Variant(label="gamma 1", run="scenes_mdeq_seg"),
             Variant(

@@ -2,7 +2,7 @@
 
 Over seeds a line is the median, its band reaches from the smallest to the largest. A seed that is
 not finite counts as infinite: it is not left out, which would show a variant by the seeds that
-did well.
+did well. A cross marks where the median stops being finite.
 """
 
 import functools
@@ -19,6 +19,7 @@ from experiments.studies.records import Record
 from experiments.studies.study import Picture, Records, Row
 
 _OF_SEEDS = "Median and range of the seeds; a seed that is not finite counts as infinite."
+_CROSS = "A cross: the median is not finite from there on."
 
 
 class Panel(NamedTuple):
@@ -32,11 +33,19 @@ class Panel(NamedTuple):
     largest: float | None = None  # where the axis ends
 
 
+RESIDUALS = (
+    Panel("train", "residual_mean", "forward residual, relative", log=True),
+    Panel("train", "residual_backward", "backward residual, largest", log=True),
+)
+JACOBIAN_NORM = Panel("spectrum", "jacobian_norm_mean", "Frobenius norm of the Jacobian", log=True)
+SPECTRAL_RADIUS = Panel("spectrum", "spectral_radius_mean", "spectral radius", log=True, line=1.0)
+
+
 def curves(name: str, caption: str, panels: Sequence[Panel]) -> Picture:
     """Metrics over training steps, a line a variant."""
     return Picture(
         name=name,
-        caption=f"{caption} {_OF_SEEDS}",
+        caption=f"{caption} {_OF_SEEDS} {_CROSS}",
         rows=functools.partial(_curve_rows, panels),
         draw=functools.partial(_draw_curves, panels),
     )
@@ -52,7 +61,8 @@ def _curve_rows(panels: Sequence[Panel], records: Records) -> list[Row]:
                     value = record.get(panel.name, math.nan)
                     values.setdefault(int(record["step"]), []).append(value)
             for step, found in values.items():
-                if not all(map(math.isnan, found)):
+                # On a logarithmic axis 0 is no value: before there are backward solves.
+                if not all(math.isnan(value) or panel.log and value == 0 for value in found):
                     row = {"variant": variant.label, "quantity": panel.name, "step": step}
                     rows.append(row | _of_seeds(found))
     return rows
@@ -71,8 +81,9 @@ def _draw_curves(panels: Sequence[Panel], rows: Sequence[Row]) -> Figure:
     figure, axes = _figure(len(panels))
     for ax, panel in zip(axes, panels, strict=True):
         mine = [row for row in rows if row["quantity"] == panel.name]
+        end = max((row["step"] for row in mine), default=0)
         for label in dict.fromkeys(row["variant"] for row in rows):
-            _line(ax, [row for row in mine if row["variant"] == label], "step", label)
+            _line(ax, [row for row in mine if row["variant"] == label], "step", label, end)
         if panel.line is not None:
             ax.axhline(panel.line, color="0.4", lw=0.8, ls="--")
         if panel.log and mine:
@@ -108,13 +119,13 @@ def quality_over_time(name: str, caption: str, *, measure: str, label: str) -> P
         figure, (ax,) = _figure(1)
         for variant in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if row["variant"] == variant]
-            _line(ax, mine, "seconds", variant, marker="o", ms=3)
+            _line(ax, mine, "seconds", variant, mine[-1]["seconds"], marker="o", ms=3)
         ax.set_xscale("log")
         ax.legend(fontsize="small", frameon=False)
-        _finish(ax, label, "seconds of training")
+        _finish(ax, label, "training time (s)")
         return figure
 
-    caption = f"{caption} {_OF_SEEDS}"
+    caption = f"{caption} {_OF_SEEDS} {_CROSS}"
     return Picture(name=name, caption=caption, rows=rows, draw=draw)
 
 
@@ -160,30 +171,15 @@ def bars(name: str, caption: str, groups: Sequence[Bar]) -> Picture:
         return out
 
     def draw(rows: Sequence[Row]) -> Figure:
-        figure, axes = _figure(len(groups), width=3.2)
         labels = list(dict.fromkeys(row["variant"] for row in rows))
+        figure, axes = _figure(len(groups), width=max(3.2, 0.8 * len(labels)))
         for ax, group in zip(axes, groups, strict=True):
+            found = {row["variant"]: row for row in rows if row["quantity"] == group.name}
             for place, variant in enumerate(labels):
-                for row in rows:
-                    if (row["variant"], row["quantity"]) == (variant, group.name):
-                        middle, low, high = (row[n] for n in ("median", "smallest", "largest"))
-                        text = f"{middle:.3g}"
-                        if math.isinf(high):  # no bar can show it, the words do
-                            text = f"{text}, up to inf"
-                            low, middle = (0.0, 0.0) if math.isinf(middle) else (low, middle)
-                            high = middle
-                        reach = [[middle - low], [high - middle]]
-                        ax.bar(place, middle, color=f"C{place}", yerr=reach, capsize=3)
-                        ax.annotate(
-                            text,
-                            (place, high),
-                            xytext=(0, 4),
-                            textcoords="offset points",
-                            ha="center",
-                            fontsize="small",
-                        )
+                _bar(ax, place, found.get(variant))
             ax.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize="small")
-            ax.margins(y=0.12)
+            ax.set_xlim(-0.6, len(labels) - 0.4)  # a variant without a bar has its place, too
+            ax.margins(y=0.16)
             _finish(ax, group.label, "")
         return figure
 
@@ -221,9 +217,33 @@ def evaluations(record: Record) -> float | None:
     return row["nfe_forward"] + row["nfe_backward"]
 
 
-def _line(ax: Any, rows: Sequence[Row], x: str, label: str, **style: Any) -> None:
+def _bar(ax: Any, place: int, row: Row | None) -> None:
+    """The median as a bar, the range as a whisker, both in words above it; "-" for no row."""
+    if row is None:
+        ax.annotate("-", (place, 0), xytext=(0, 4), textcoords="offset points", ha="center")
+        return
+    middle, low, high = (row[name] for name in ("median", "smallest", "largest"))
+    text = f"{middle:.3g}" if low == high else f"{middle:.3g}\n{low:.3g} to {high:.3g}"
+    # No bar can show what is infinite, the words do.
+    low, middle = (0.0, 0.0) if math.isinf(middle) else (low, middle)
+    high = middle if math.isinf(high) else high
+    reach = [[middle - low], [high - middle]] if low < high else None
+    ax.bar(place, middle, color=f"C{place}", yerr=reach, capsize=3)
+    offset = {"xytext": (0, 4), "textcoords": "offset points"}
+    ax.annotate(text, (place, high), **offset, ha="center", fontsize="x-small")
+
+
+def _line(ax: Any, rows: Sequence[Row], x: str, label: str, until: float, **style: Any) -> None:
+    """The median over ``x`` with its band; a cross where it stops being finite before ``until``."""
     places = np.array([row[x] for row in rows])
-    (line,) = ax.plot(places, [row["median"] for row in rows], label=label, lw=1.3, **style)
+    medians = np.array([row["median"] for row in rows])
+    (line,) = ax.plot(places, medians, label=label, lw=1.3, **style)
+    known = np.isfinite(medians)
+    if known.any() and (last := places[known][-1]) < until:
+        cross = {"color": line.get_color(), "ms": 8, "mew": 2, "zorder": 5}
+        ax.plot(last, medians[known][-1], "x", **cross)
+    elif len(places) and not known.any():
+        line.set_label(f"{label} (never finite)")
     low, high = (np.array([row[end] for row in rows]) for end in ("smallest", "largest"))
     band = {"color": line.get_color(), "alpha": 0.2, "lw": 0}
     finite = np.isfinite(high)
@@ -240,7 +260,7 @@ def _line(ax: Any, rows: Sequence[Row], x: str, label: str, **style: Any) -> Non
 
 def _figure(panels: int, width: float = 4.8) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width * panels, 3.6), dpi=120, layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    return figure, figure.subplots(1, panels, squeeze=False, sharex=True)[0]
 
 
 def _finish(ax: Any, ylabel: str, xlabel: str) -> None:

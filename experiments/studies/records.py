@@ -1,13 +1,12 @@
 """What is kept of a run: its configuration, its report, and its metrics as CSV, a few KB in all."""
 
-import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from experiments import workdir
+from experiments.tables import read_rows, write_rows
 from jdeq.training import read_metrics
 
 STEP_TIME = "step_time.json"
@@ -86,33 +85,6 @@ def read(record: pathlib.Path) -> Record | None:
             for kind in _KINDS
         },
     )
-
-
-def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A CSV file; numbers to four digits, nothing where a number is not known or NaN."""
-
-    def cell(value: Any) -> str:
-        if value is None or value != value:
-            return ""
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([cell(value) for value in row.values()] for row in rows)
-
-
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Of `write_rows`: numbers where they are numbers, NaN for nothing."""
-
-    def value(cell: str) -> Any:
-        try:
-            return float(cell or "nan")
-        except ValueError:
-            return cell
-
-    with path.open(newline="") as file:
-        return [{name: value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def _rounded(tree: Any) -> Any:

@@ -49,6 +49,10 @@ class Variant:
     published: str = ""
     """What stands beside it in the paper."""
 
+    def named(self, label: str) -> "Variant":
+        """The same runs under another label."""
+        return dataclasses.replace(self, label=label)
+
     def training(self, seed: int) -> Training:
         """The run with that seed."""
         return Training(run=self.run, overrides=self.overrides, seed=seed)

@@ -1,15 +1,22 @@
-"""The documentation's pages are true: their code runs as printed, their API is complete, and the
-numbers of the decision table are those that were measured.
+"""The documentation is true: the code of its pages runs as printed, their API is complete, the
+commands that are told anywhere can be run, and the numbers of the decision table were measured.
 """
 
+import configparser
 import importlib
 import inspect
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tyro
+
+from experiments import train
+from experiments.config import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "pages"
@@ -45,12 +52,77 @@ def test_pages_with_code_are_found():
     assert {"index", "recipes", "new_solver", "new_rule", "new_model"} <= set(WITH_CODE)
 
 
-def test_commands_name_what_exists():
-    for page in PAGES.glob("*.md"):
-        for module, name in re.findall(r"python -m (experiments[.\w]*) ?(\w*)", page.read_text()):
-            assert importlib.util.find_spec(module), (page.name, module)
-            if module == "experiments.train" and name != "NAME":
-                assert (ROOT / "experiments" / "configs" / f"{name}.py").exists(), name
+def texts():
+    """By name, all text that tells commands to a reader; of a notebook its Markdown."""
+    experiments = ROOT / "experiments"
+    others = [ROOT / "README.md", experiments / "RESULTS.md"]
+    others += [experiments / folder / "README.md" for folder in ("bench", "launch")]
+    pages = [*PAGES.glob("*.md"), *others]
+    found = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        markdown = ("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        found[path.name] = "\n\n".join(markdown)
+    return found
+
+
+def commands(text):
+    """Module and arguments of the commands of experiments: in fenced and indented blocks, where a
+    command is a line, and between backticks, where it may go on in the next one.
+    """
+    fenced = r"```\w*\n(.*?)```"
+    lines = [line for block in re.findall(fenced, text, re.DOTALL) for line in block.split("\n")]
+    text = re.sub(fenced, "", text, flags=re.DOTALL)
+    lines += re.findall(r"^ {4,}(.*)$", text, re.MULTILINE)
+    lines += [inline.replace("\n", " ") for inline in re.findall(r"`([^`]+)`", text)]
+    for line in lines:
+        if match := re.search(r"python3? -m (experiments[.\w]*)(.*)", line):
+            yield match.group(1), shlex.split(match.group(2), comments=True)
+
+
+PLACES = {"DIR": ["dir"], "S": ["0"], "...": [], "[--field": [], "value": [], "...]": []}
+NAMES = {"experiments.train": "digits_mdeq", "experiments.study": "all"}
+
+
+def parse(module, arguments):
+    """Have the command itself read its arguments; it exits where they are wrong."""
+    found = importlib.import_module(module)
+    if module == "experiments.train":
+        train.parse(arguments)
+    elif module == "experiments.launch":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(found, "run", lambda command, *_: train.parse(command))
+            found.main(arguments)
+    elif module == "experiments.bench":
+        importlib.import_module("experiments.bench.__main__").parse(arguments)
+    elif module == "experiments.study":
+        assert found.chosen(tyro.cli(found.Arguments, args=arguments).names)
+    else:
+        tyro.cli(found.Arguments, args=arguments)
+
+
+def test_commands_name_what_exists_and_their_arguments_are_read():
+    told = {(m, *arguments) for text in texts().values() for m, arguments in commands(text)}
+    assert len(told) > 30
+    for module, *arguments in sorted(told):
+        assert importlib.util.find_spec(module), module
+        words = [word for a in arguments for word in PLACES.get(a, [a])]
+        words = [NAMES.get(module, word) if word == "NAME" else word for word in words]
+        if words and "--help" not in words:  # a command may be named without its arguments
+            try:
+                parse(module, words)
+            except (SystemExit, ConfigError) as error:
+                pytest.fail(f"{shlex.join([module, *arguments])}: {error}")
+
+
+def test_extras_are_installed_from_the_checkout():
+    """jdeq is in no index of packages; the extras that are named are those there are."""
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    for name, text in texts().items():
+        assert not re.search(r"pip install [^`\n]*\bjdeq\b", text), name
+        for named in re.findall(r"'\.\[([\w,]+)\]'", text):
+            assert set(named.split(",")) <= set(extras["options.extras_require"]), (name, named)
 
 
 def public_names(module):

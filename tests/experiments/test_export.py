@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import export, run_report, trained, workdir
+from experiments import export, stopping, trained, workdir
 from experiments.build import build
 from experiments.train import parse
 from jdeq.training import Checkpoints
@@ -93,7 +93,7 @@ def assert_same_without_jdeq(directory, inputs, stop, scratch, capsys):
     np.savez(data, **{str(size): inputs[:size] for size in (1, 3, 7)})
     subprocess.run([sys.executable, "-c", LOAD, str(file), str(data)], check=True)
     run, restored = trained.load(directory, Console())
-    model = run.model.clone(**run_report.stop_options(run.model, stop))
+    model = run.model.clone(**stopping.stop_options(run.model, stop))
     got = np.load(data)
     for size in (1, 3, 7):
         logits, solution = jax.jit(model.apply)(restored.state.variables, inputs[:size])

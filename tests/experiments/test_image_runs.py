@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from experiments import compare, evaluate, run_report, train
+from experiments import compare, evaluate, run_pictures, train
 from experiments.build import build
 from experiments.config_files import load_run
 from experiments.image_data import CityscapesData
@@ -106,13 +106,13 @@ def test_few_of_the_test_images_make_no_confusion(monkeypatch, prepared):
     run = types.SimpleNamespace(config=config, task=task, model=MDEQSegmenter(config.model))
     run.implicit = True
     found = types.SimpleNamespace(predicted=task.test.labels, nfe=np.array([3, 5]))
-    monkeypatch.setattr(run_report, "evaluate_samples", lambda *args, **options: found)
+    monkeypatch.setattr(run_pictures, "evaluate_samples", lambda *args, **options: found)
     state = types.SimpleNamespace(averaged_variables={})
-    figures = run_report._images(run, state)
+    figures = run_pictures._images(run, state)
     assert set(figures) == {"difficulty", "segmentation"}
     assert figures["difficulty"].get_suptitle() == "first 2 test images"
     whole = types.SimpleNamespace(**vars(run) | {"task": dataclasses.replace(task, scored=None)})
-    figures = run_report._images(whole, state)
+    figures = run_pictures._images(whole, state)
     assert "confusion" in figures and figures["difficulty"].get_suptitle() == ""
 
 

@@ -11,7 +11,7 @@ from experiments import compare, data, evaluate, leak, sample, train
 from experiments.build import Run, build
 from experiments.config import ConfigError
 from experiments.config_files import load_run
-from experiments.data import Task, TextUnits
+from experiments.task import Task, TextUnits
 from jdeq.data.vocabulary import Bytes
 from jdeq.training import read_metrics
 

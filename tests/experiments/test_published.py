@@ -9,9 +9,10 @@ import pytest
 import tokenizers
 
 from experiments import train
-from experiments.build import EXPLICIT, build
+from experiments.build import build
 from experiments.config import OptimizerConfig
 from experiments.config_files import load_run, run_names
+from experiments.models import EXPLICIT
 
 
 @pytest.fixture

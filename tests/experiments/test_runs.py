@@ -11,7 +11,6 @@ import time
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import evaluate, train
 from experiments.build import build
@@ -36,24 +35,6 @@ STEPS = 33
 
 def command(workdir):
     return ["digits_mdeq", "--workdir", str(workdir), *SMALL]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Short reports, and quick compilation, shared with the subprocess of this file."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it may have been opened without a directory before
-    yield {name.upper(): str(value) for name, value in options.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from experiments.config_files import load_run
 from experiments.studies import STUDIES, Training, columns, pictures
 from experiments.studies import records as kept
 from experiments.studies.study import Variant
+from experiments.tables import read_rows, spread, write_rows
 
 VARIANTS = list({v.training(0): v for s in STUDIES for v in s.variants}.values())
 STEPS = (10, 20)
@@ -118,9 +119,9 @@ def test_a_record_comes_back(tmp_path):
 
 
 def test_a_table_has_the_seeds_numbers():
-    assert columns.spread([1.0, 3.0]) == "1.00, 3.00"  # too far apart for a mean
-    assert columns.spread([9.0, 11.0]) == "10.00 +- 1.41"
-    assert columns.spread([1.0, math.nan], 1) == "1.0, nan"
+    assert spread([1.0, 3.0]) == "1.00, 3.00"  # too far apart for a mean
+    assert spread([9.0, 11.0]) == "10.00 +- 1.41"
+    assert spread([1.0, math.nan], 1) == "1.0, nan"
 
 
 def test_new_runs_become_a_section_with_pictures(tmp_path):
@@ -140,7 +141,7 @@ def test_new_runs_become_a_section_with_pictures(tmp_path):
     report.draw(by_name["growing_instability"], results)
     folder = results / "growing_instability"
     assert (folder / "residuals_and_norm.png").stat().st_size > 10_000
-    rows = kept.read_rows(folder / "residuals_and_norm.csv")
+    rows = read_rows(folder / "residuals_and_norm.csv")
     norms = [r for r in rows if r["quantity"] == "jacobian_norm_mean"]
     assert {(r["variant"], r["step"], r["median"]) for r in norms} == {
         (label, step, 3.0) for label in ("gamma 0", "gamma 2") for step in STEPS
@@ -164,8 +165,8 @@ def test_a_seed_that_is_not_finite_counts_as_infinite(tmp_path):
         panels = [pictures.Panel("spectrum", "spectral_radius_mean", "radius", log=log)]
         picture = pictures.curves("radius", "Radius.", panels)
         assert "not finite counts as infinite" in picture.caption
-        kept.write_rows(tmp_path / "rows.csv", picture.rows(found))
-        rows = kept.read_rows(tmp_path / "rows.csv")
+        write_rows(tmp_path / "rows.csv", picture.rows(found))
+        rows = read_rows(tmp_path / "rows.csv")
         ends = [tuple(r[n] for n in ("median", "smallest", "largest")) for r in rows[::2]]
         assert ends == [(math.inf, 3.0, math.inf), (2.0, 1.0, math.inf)]
         figure = picture.draw(rows)
@@ -175,7 +176,7 @@ def test_a_seed_that_is_not_finite_counts_as_infinite(tmp_path):
     picture = pictures.bars("bars", "Bars.", [bar])
     figure = picture.draw(picture.rows(found))
     figure.savefig(tmp_path / "bars.png")
-    assert [t.get_text() for t in figure.axes[0].texts] == ["inf, up to inf", "2, up to inf"]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["inf\n3 to inf", "2\n1 to inf"]
 
 
 def test_seeds_without_a_run_are_named(tmp_path):

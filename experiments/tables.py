@@ -1,0 +1,52 @@
+"""Numbers as text: those of several seeds in a cell, and rows of them in a CSV file."""
+
+import csv
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean +- standard deviation; each of them where one is not finite, or where the deviation is
+    over half of the mean.
+    """
+    if not all(map(math.isfinite, values)):
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    deviation = statistics.stdev(values)
+    if deviation > abs(mean) / 2:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
+
+
+def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]], digits: int = 4) -> None:
+    """A CSV file; numbers to so many digits, nothing where a number is not known or NaN."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return f"{value:.{digits}g}" if isinstance(value, float | np.floating) else str(value)
+
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([cell(value) for value in row.values()] for row in rows)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Of `write_rows`: numbers where they are numbers, NaN for nothing."""
+
+    def value(cell: str) -> Any:
+        try:
+            return float(cell or "nan")
+        except ValueError:
+            return cell
+
+    with path.open(newline="") as file:
+        return [{name: value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
