@@ -48,12 +48,12 @@ def manifest() -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str:
-    """The first characters of the checkout's commit, with "+" where tracked files were changed
-    since; else what the environment says; else "unknown".
+    """The first characters of the checkout's commit, with "+" where files of jdeq or experiments
+    other than results were changed or added since; else what the environment says; else "unknown".
     """
     try:
         found = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "jdeq", "experiments")
+        changed = _git("status", "--porcelain", "--", "jdeq", "experiments")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get(COMMIT, "unknown")
     # what the report command writes is no change of the code

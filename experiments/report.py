@@ -102,7 +102,8 @@ def draw(study: Study, results: pathlib.Path) -> None:
     """The pictures of a study, each with its numbers beside it as CSV; none without records."""
     records = records_of(study, results)
     for picture in study.pictures if records else ():
-        rows = picture.rows(records)
+        if not (rows := picture.rows(records)):
+            continue
         folder = results / study.name
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / f"{picture.name}.csv", rows)

@@ -71,13 +71,13 @@ def fixed_point(
         (``Unrolled`` tests after every step or never.)
       compact: for batches in which few samples take many steps, >= 1. When at most
         ``1 / compact`` of the samples are running, their states are gathered and the solve goes on
-        with these alone; when at most that share of them is, again, down to one sample; the adjoint
-        solve of ``Implicit`` as well. 1: never. Results are the same up to the rounding of f on
-        fewer samples. Every leaf of x must have the samples as its first axis (z0 with
-        ``batch_ndim >= 1`` has), and f must give a sample the same in a smaller batch: nothing
-        captured or drawn inside f may have one entry per sample. f and the loop are compiled once
-        per size; a batch that is split over devices is gathered. With ``Implicit``, ``OneStep``,
-        ``Phantom`` and ``Neumann``, and solvers that keep nothing for all samples together.
+        with these alone; when at most that share of them is, again, and so on; the adjoint solve of
+        ``Implicit`` as well. 1: never. Results are the same up to the rounding of f on fewer
+        samples. Every leaf of x must have the samples as its first axis (z0 with
+        ``batch_ndim >= 1`` has), and f must give a sample the same in a smaller batch: nothing in
+        params, and nothing captured or drawn inside f, may have one entry per sample. With
+        ``Implicit``, ``OneStep``, ``Phantom`` and ``Neumann``, and solvers whose state belongs to
+        samples one by one; not on a mesh axis that is explicit.
       probe: ``jdeq.backward_probe()``; its gradient is the report of the backward solve.
 
     Returns:
@@ -90,7 +90,10 @@ def fixed_point(
       solve that fails: see ``stats.status`` and :func:`jdeq.check`.
 
     Cost: ``nfe`` evaluations of f, memory constant in ``max_steps`` except with ``Unrolled`` and,
-      at a much smaller rate, ``ReversibleGradient``; f is traced once per call.
+      at a much smaller rate, ``ReversibleGradient``; f is traced once per call. With ``compact`` f
+      is traced, and f and the loop compiled, once more per size; each change of size gathers the
+      solver's state, in the adjoint solve it also evaluates f once on the samples that go on; a
+      batch that is split over devices is gathered from all of them.
 
     Example:
       >>> import jax.numpy as jnp, jdeq
@@ -115,9 +118,19 @@ def fixed_point(
     axes = tree.varying_axes((params, z0, x))
     params, z0, x = tree.vary((params, z0, x), axes)
     if compact > 1:
-        _check_compact(gradient, solver, batch_ndim, test_every, max_steps, z0, x)
+        _check_compact(gradient, solver, batch_ndim, causal, z0, x)
+        if test_every >= max_steps > 1:
+            raise ValueError(
+                "jdeq.fixed_point: compact > 1 needs a stop test, test_every < max_steps; got "
+                f"{test_every} and {max_steps}"
+            )
     traced, captured = Traced.trace(f, params, z0, x)
     smaller, captured_by_smaller = trace_smaller(f, params, z0, x, compact)
+    if any(axes - tree.varying_axes([leaf]) for leaf in jax.tree.leaves(captured_by_smaller)):
+        raise ValueError(
+            "jdeq.fixed_point: compact > 1 inside shard_map needs an f that captures nothing which "
+            f"is the same on all devices of {sorted(axes)}; pass it in params"
+        )
     if rtol < resolution(z0) and atol == 0:
         warnings.warn(
             f"jdeq.fixed_point: rtol={rtol:g} is below the resolution {resolution(z0):.1e} of the "
@@ -180,22 +193,30 @@ def check(solution: Solution) -> Solution:
     return solution
 
 
-def _check_compact(gradient, solver, batch_ndim, test_every, max_steps, z0, x) -> None:
+def _check_compact(
+    gradient: GradientRule, solver: Solver, batch_ndim: int, causal: bool, z0: PyTree, x: PyTree
+) -> None:
     name = "jdeq.fixed_point: compact > 1 needs"
     if batch_ndim < 1:
         raise ValueError(f"{name} samples: batch_ndim must be >= 1; got {batch_ndim}")
     if not gradient.can_compact:
-        raise ValueError(f"{name} a rule that does not keep the steps; got {gradient}")
-    if solver.shared:
-        raise ValueError(f"{name} a solver whose state is per sample; got {solver}")
-    if test_every >= max_steps:
-        raise ValueError(f"{name} a stop test; got test_every={test_every} >= max_steps")
+        raise ValueError(f"{name} a rule that keeps neither steps nor solver state; got {gradient}")
     samples = tree.batch_shape(z0, 1)[0]
     shapes = [leaf.shape for leaf in jax.tree.leaves(x)]
     if any(shape[:1] != (samples,) for shape in shapes):
         raise ValueError(
             f"{name} x with the {samples} samples as the first axis of every leaf; got {shapes}"
         )
+    explicit = [jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves((z0, x))]
+    if any(axis is not None for spec in explicit for axis in spec):
+        raise ValueError(f"{name} arrays without explicit mesh axes; got {explicit}")
+    ndim = batch_ndim + causal
+    one = jax.tree.map(lambda a: a[:1], z0)
+    state = jax.eval_shape(lambda z: solver.init(lambda z: z, z, ndim=ndim), one)
+    kept = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 0]
+    per_sample = all(len(shape) >= ndim and shape[0] == 1 for shape in kept)
+    if solver.mixes or solver.shared or not per_sample:
+        raise ValueError(f"{name} a solver whose state is each sample's own; got {solver}")
 
 
 def _check_options(solver, gradient, rtol, atol, causal, probe) -> None:

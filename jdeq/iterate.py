@@ -16,6 +16,7 @@ from jdeq.types import Map, ParamMap, Problem, Solution, Solver, SolverStats, St
 
 _RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
+_RESULTS = ("z", "residual", "nfe", "status", "trace")
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
@@ -28,7 +29,7 @@ def resolution(z: PyTree) -> float:
 
 def compact_sizes(samples: int, compact: int) -> list[int]:
     """How many samples a solve goes on with when the others are done: ``samples // compact``,
-    that over ``compact``, and so on down to 1; none for ``compact = 1``.
+    that over ``compact``, and so on while there is one; none for ``compact = 1``.
     """
     sizes = []
     while compact > 1 and samples >= compact:
@@ -200,7 +201,7 @@ def iterate(
     def unfinished(p: _Progress, most: int = 0) -> Array:
         """Whether more than ``most`` samples are running."""
         running = p.status == _RUNNING
-        return jnp.sum(_any(running)) > most if most else jnp.any(running)
+        return jnp.sum(_of_samples(running)) > most if most else jnp.any(running)
 
     def several(p: _Progress, f: Map = f) -> _Progress:
         end = jnp.minimum(p.step + test_every, max_steps)
@@ -212,18 +213,24 @@ def iterate(
             lambda p: (p.step < max_steps) & unfinished(p, most), lambda p: body(p, f), p
         )
 
-    def compacted(p: _Progress, f: Map, rows: Array | None, left: Sequence) -> _Progress:
+    def finish(p: _Progress, f: Map, rows: Array | None, left: Sequence) -> _Progress:
         """The loop, with fewer and fewer samples: ``p`` and ``f`` are those of ``rows``."""
         p = loop(p, f, left[0][0] if left else 0)
-        done = observe(p, p.state, new=False)  # what the last step could not measure
+        ended = observe(p, p.state, new=False)  # what the last step could not measure
         if not left:
-            return done
-        (size, part), *left = left
-        # Running samples first.
-        chosen = jnp.argsort(~_any(p.status == _RUNNING), stable=True)[:size]
-        rows = chosen if rows is None else rows[chosen]
-        inner = compacted(_take(p, chosen, ndim), part(rows), rows, left)
-        return _put(done, chosen, inner, ndim)
+            return ended
+        (size, part), *rest = left
+
+        def go_on(results: tuple) -> tuple:
+            # Running samples first.
+            chosen = jnp.argsort(~_of_samples(p.status == _RUNNING), stable=True)[:size]
+            chosen_rows = chosen if rows is None else rows[chosen]
+            inner = finish(_take(p, chosen, ndim), part(chosen_rows), chosen_rows, rest)
+            return _put(results, chosen, _results(inner), ndim)
+
+        more = (p.step < max_steps) & unfinished(p)
+        results = lax.cond(more, go_on, lambda results: results, _results(ended))
+        return ended._replace(**dict(zip(_RESULTS, results, strict=True)))
 
     progress = observe(progress, progress.state)
     tested = test_every < max_steps
@@ -235,7 +242,7 @@ def iterate(
 
         progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
     elif tested and not closing:
-        progress = compacted(progress, f, None, smaller)
+        progress = finish(progress, f, None, smaller)
     elif tested:
         progress = loop(progress, f, 0)
     else:
@@ -292,8 +299,8 @@ def solve(
     )
 
 
-def _any(running: Array) -> Array:
-    """Per entry of the first sample axis."""
+def _of_samples(running: Array) -> Array:
+    """Whether any part of it is running, for each entry of the first sample axis."""
     return jnp.any(running, axis=tuple(range(1, running.ndim)))
 
 
@@ -303,14 +310,17 @@ def _take(p: _Progress, rows: Array, ndim: int) -> _Progress:
     return tree.take(p._replace(trace=None), rows, ndim)._replace(trace=trace)
 
 
-def _put(p: _Progress, rows: Array, part: _Progress, ndim: int) -> _Progress:
-    """``p``, with what is to be returned of the entries ``rows`` from ``part``."""
-    names = ("z", "residual", "nfe", "status")
-    trace = None if p.trace is None else p.trace.at[:, rows].set(part.trace)
-    return p._replace(
-        trace=trace,
-        **{name: tree.put(getattr(p, name), rows, getattr(part, name), ndim) for name in names},
-    )
+def _results(p: _Progress) -> tuple:
+    """What is to be returned of it."""
+    return tuple(getattr(p, name) for name in _RESULTS)
+
+
+def _put(results: tuple, rows: Array, part: tuple, ndim: int) -> tuple:
+    """``results``, of the entries ``rows`` those of ``part``."""
+    *per_sample, trace = results
+    *new, new_trace = part
+    trace = None if trace is None else trace.at[:, rows].set(new_trace)
+    return *tree.put(per_sample, rows, new, ndim), trace
 
 
 def _empty_trace(residual: Array, max_steps: int) -> Array:

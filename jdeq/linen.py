@@ -39,7 +39,7 @@ class DEQ(nn.Module):
         -> [batch], under the same name; None: `jdeq.jacobian_penalty`.
     Raises:
       ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say); for
-        ``compact > 1`` beside a key for any stream of the cell, whose draws have the batch's shape.
+        ``compact > 1``, if the cell draws random numbers.
     Cost: that of :func:`jdeq.fixed_point`; the penalty one product and its gradient.
     """
 
@@ -107,17 +107,20 @@ class DEQ(nn.Module):
         cell, variables = self.cell.unbind()
         scope = self.cell.scope
         streams = [] if scope is None else [name for name in scope.rngs if name != "jacobian"]
-        drawn = [name for name in streams if name != "params"]
-        if drawn and self.compact > 1:
-            raise ValueError(
-                "jdeq.linen.DEQ: compact > 1 needs a cell that draws nothing, since draws depend "
-                f"on the number of samples; got keys for {', '.join(drawn)}"
-            )
+        if self.compact > 1:  # what is drawn depends on the number of samples
+            streams = []
         f = _PureCell(cell, {name: self.cell.make_rng(name) for name in streams})
         try:
             jax.eval_shape(f, variables, z0, x)
         except errors.ModifyScopeVariableError as error:
             raise ValueError(_writes_message(f, variables, z0, x)) from error
+        except errors.InvalidRngError as error:
+            if self.compact == 1:
+                raise
+            raise ValueError(
+                "jdeq.linen.DEQ: compact > 1 needs a cell that draws nothing, since draws depend "
+                f"on the number of samples; {error}"
+            ) from error
         return f, variables
 
 

@@ -33,7 +33,8 @@ def measure(
     scale = jnp.ones_like(largest) if scale is None else scale
     most, (low, high) = largest_scale(largest.dtype), _PLAIN
     # Small norms are taken to ``low`` only: what grows from there has room up to the largest float.
-    true, to_one = largest / scale, scale / _power_of_2(largest)
+    power = _power_of_2(largest)
+    true, to_one = largest / scale, scale / jnp.where(power > 0, power, 1.0)
     chosen = jnp.where(true < low, low * to_one, jnp.where(true > high, to_one, 1.0))
     # Of a norm that is 0 or infinite only the direction is known.
     chosen = jnp.where(largest == 0, scale * most, chosen)

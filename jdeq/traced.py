@@ -80,8 +80,8 @@ def trace_smaller(
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"jdeq.fixed_point: compact={compact} needs an f that works on any number of "
-                f"samples, without captured arrays that have one entry per sample; on {size} of "
-                f"{samples}: {error}"
+                "samples, without params or captured arrays that have one entry per sample; on "
+                f"{size} of {samples}: {error}"
             ) from error
         programs.append(program)
         # Their gradients come through the f of all samples.

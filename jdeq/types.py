@@ -83,6 +83,8 @@ class Solver(abc.ABC):
     """Whether a step treats each sample axis on its own, so that positions can be samples."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Fields of the state that go on for all when some samples are held, besides scalars."""
+    mixes: ClassVar[bool] = False
+    """Whether what a step does for a sample depends on the others in its batch."""
 
     @abc.abstractmethod
     def init(self, f: Map, z: PyTree, *, ndim: int) -> Any:
@@ -123,13 +125,16 @@ class GradientRule(abc.ABC):
     """How a solution is differentiated: a frozen dataclass of hyper-parameters.
 
     ``exact`` says whether the derivative is that of the returned state (up to the tolerance);
-    ``has_probe`` whether it runs a backward pass that reports; ``can_compact`` whether the solve
-    may go on with a part of the samples.
+    ``has_probe`` whether it runs a backward pass that reports.
     """
 
     exact: ClassVar[bool]
     has_probe: ClassVar[bool] = False
-    can_compact: ClassVar[bool] = False
+
+    @property
+    def can_compact(self) -> bool:
+        """Whether the solve may go on with a part of the samples."""
+        return False
 
     @abc.abstractmethod
     def solve(

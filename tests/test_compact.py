@@ -1,5 +1,7 @@
 """``compact``: a batch whose easy samples are done works on the hard ones alone."""
 
+import collections
+
 import flax.linen
 import flax.nnx
 import jax
@@ -20,6 +22,20 @@ class Shared(jdeq.Picard):
     """A solver that keeps something for all samples together."""
 
     shared = ("fz",)
+
+
+class Mixing(jdeq.Picard):
+    """A solver for which batch mates matter."""
+
+    mixes = True
+
+
+class Scheduled(jdeq.Picard):
+    """A solver whose state has an array that is no sample's."""
+
+    def init(self, f, z, *, ndim):
+        state = super().init(f, z, ndim=ndim)
+        return collections.namedtuple("State", "z fz dampings")(*state, jnp.ones(3))
 
 
 def problem(samples=16):
@@ -188,15 +204,20 @@ def test_errors_say_what_must_hold():
         solve(compact=0)
     with pytest.raises(ValueError, match="batch_ndim must be >= 1; got 0"):
         solve(batch_ndim=0)
-    with pytest.raises(ValueError, match="a rule that does not keep the steps"):
-        solve(gradient=jdeq.Unrolled())
-    with pytest.raises(ValueError, match="a solver whose state is per sample"):
-        solve(solver=Shared())
-    with pytest.raises(ValueError, match="a stop test; got test_every=40"):
+    for rule, solver in (
+        (jdeq.Unrolled(), jdeq.Anderson()),
+        (jdeq.SharedInverse(), jdeq.Broyden()),
+    ):
+        with pytest.raises(ValueError, match="a rule that keeps neither steps nor solver state"):
+            solve(gradient=rule, solver=solver)
+    for solver in (Shared(), Scheduled(), Mixing()):
+        with pytest.raises(ValueError, match="a solver whose state is each sample's own"):
+            solve(solver=solver)
+    with pytest.raises(ValueError, match="a stop test, test_every < max_steps; got 40 and 40"):
         solve(test_every=40)
     with pytest.raises(ValueError, match="the 4 samples as the first axis of every leaf"):
         solve(x=x | {"b": x["b"][0]})
-    with pytest.raises(ValueError, match="without captured arrays that have one entry per sample"):
+    with pytest.raises(ValueError, match="without params or captured arrays that have one entry"):
         solve(f=lambda w, z, x: f(w, z, x) * mask)
 
 
@@ -206,6 +227,11 @@ def test_layers_pass_it_on_and_refuse_cells_that_draw():
         def __call__(self, z, x):
             z = flax.linen.Dense(WIDTH, kernel_init=flax.linen.initializers.normal(0.1))(z)
             return jnp.tanh(z + x)
+
+    class Drawing(Cell):
+        @flax.linen.compact
+        def __call__(self, z, x):
+            return flax.linen.Dropout(0.5, deterministic=False)(jnp.tanh(0.1 * z + x))
 
     class Dropping(flax.nnx.Module):
         def __init__(self, rngs):
@@ -221,7 +247,38 @@ def test_layers_pass_it_on_and_refuse_cells_that_draw():
         np.asarray(deq.apply(variables, x)[0]) for deq in (jdeq.linen.DEQ(Cell()), layer)
     )
     np.testing.assert_allclose(compact, plain, rtol=1e-9)
-    with pytest.raises(ValueError, match="a cell that draws nothing.*dropout"):
-        layer.apply(variables, x, rngs={"dropout": jax.random.key(1)})
+    keys = {"dropout": jax.random.key(1)}  # for other layers: this cell does not draw
+    np.testing.assert_allclose(layer.apply(variables, x, rngs=keys)[0], plain, rtol=1e-9)
+    for rngs in (keys, jax.random.key(1)):
+        with pytest.raises(ValueError, match="a cell that draws nothing.*dropout"):
+            jdeq.linen.DEQ(Drawing(), compact=4).apply(variables, x, rngs=rngs)
     with pytest.raises(ValueError, match="a cell that draws nothing.*dropout"):
         jdeq.nnx.DEQ(Dropping(flax.nnx.Rngs(0)), compact=4)(x)
+
+
+def test_devices_that_share_a_batch_and_explicit_axes():
+    f, w, z0, x = problem()
+    automatic, explicit = (
+        jax.make_mesh((2,), ("data",), axis_types=(kind,))
+        for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    )
+
+    def loss(compact, f, w, z0, x):
+        sol = jdeq.fixed_point(f, w, z0, x, rtol=1e-10, max_steps=999, compact=compact)
+        return jnp.sum(sol.z**2)
+
+    def over_devices(f):
+        def local(w, z0, x):
+            return jax.lax.psum(loss(4, f, w, z0, x), "data")
+
+        parts = (jax.P(), jax.P("data"), jax.P("data"))
+        return jax.shard_map(local, mesh=automatic, in_specs=parts, out_specs=jax.P())
+
+    plain = jax.grad(lambda w: loss(1, f, w, z0, x))(w)
+    np.testing.assert_allclose(jax.jit(jax.grad(over_devices(f)))(w, z0, x), plain, rtol=1e-6)
+    with pytest.raises(ValueError, match="inside shard_map needs an f that captures nothing"):
+        jax.jit(over_devices(lambda _, z, x: f(w, z, x)))(w, z0, x)
+    with jax.set_mesh(explicit):
+        split = jax.device_put(z0, jax.NamedSharding(explicit, jax.P("data")))
+        with pytest.raises(ValueError, match="arrays without explicit mesh axes"):
+            loss(4, f, w, split, x)

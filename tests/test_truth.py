@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from jax.experimental import checkify
 from problems import SOLVERS, TABLE
 
 import jdeq
@@ -371,3 +372,12 @@ def test_test_every_must_be_a_positive_integer(test_every):
         jdeq.fixed_point(
             lambda p, z, x: z, None, jnp.zeros((1, 1)), jnp.zeros(1), test_every=test_every
         )
+
+
+def test_a_sample_at_rest_in_the_origin_divides_by_nothing():
+    def solve(z0):
+        return jdeq.fixed_point(lambda _, z, x: z / 2, (), z0, (), rtol=1e-6).stats.residual
+
+    error, residual = checkify.checkify(solve, errors=checkify.all_checks)(jnp.zeros((2, 3)))
+    error.throw()
+    assert (residual == 0).all()

@@ -60,11 +60,15 @@ def _curve_rows(panels: Sequence[Panel], records: Records) -> list[Row]:
                 for record in run.metrics[panel.kind]:
                     value = record.get(panel.name, math.nan)
                     values.setdefault(int(record["step"]), []).append(value)
+            begun = False
             for step, found in values.items():
                 # On a logarithmic axis 0 is no value: before there are backward solves.
-                if not all(math.isnan(value) or panel.log and value == 0 for value in found):
+                known = not all(math.isnan(v) or panel.log and v == 0 for v in found)
+                lost = begun and all(map(math.isnan, found))
+                if known or lost:
                     row = {"variant": variant.label, "quantity": panel.name, "step": step}
                     rows.append(row | _of_seeds(found))
+                begun = begun or known
     return rows
 
 
@@ -81,9 +85,8 @@ def _draw_curves(panels: Sequence[Panel], rows: Sequence[Row]) -> Figure:
     figure, axes = _figure(len(panels))
     for ax, panel in zip(axes, panels, strict=True):
         mine = [row for row in rows if row["quantity"] == panel.name]
-        end = max((row["step"] for row in mine), default=0)
         for label in dict.fromkeys(row["variant"] for row in rows):
-            _line(ax, [row for row in mine if row["variant"] == label], "step", label, end)
+            _line(ax, [row for row in mine if row["variant"] == label], "step", label)
         if panel.line is not None:
             ax.axhline(panel.line, color="0.4", lw=0.8, ls="--")
         if panel.log and mine:
@@ -119,7 +122,7 @@ def quality_over_time(name: str, caption: str, *, measure: str, label: str) -> P
         figure, (ax,) = _figure(1)
         for variant in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if row["variant"] == variant]
-            _line(ax, mine, "seconds", variant, mine[-1]["seconds"], marker="o", ms=3)
+            _line(ax, mine, "seconds", variant, marker="o", ms=3)
         ax.set_xscale("log")
         ax.legend(fontsize="small", frameon=False)
         _finish(ax, label, "training time (s)")
@@ -233,13 +236,13 @@ def _bar(ax: Any, place: int, row: Row | None) -> None:
     ax.annotate(text, (place, high), **offset, ha="center", fontsize="x-small")
 
 
-def _line(ax: Any, rows: Sequence[Row], x: str, label: str, until: float, **style: Any) -> None:
-    """The median over ``x`` with its band; a cross where it stops being finite before ``until``."""
+def _line(ax: Any, rows: Sequence[Row], x: str, label: str, **style: Any) -> None:
+    """The median over ``x`` with its band; a cross where it stops being finite."""
     places = np.array([row[x] for row in rows])
     medians = np.array([row["median"] for row in rows])
     (line,) = ax.plot(places, medians, label=label, lw=1.3, **style)
     known = np.isfinite(medians)
-    if known.any() and (last := places[known][-1]) < until:
+    if known.any() and (last := places[known][-1]) < places[-1]:
         cross = {"color": line.get_color(), "ms": 8, "mew": 2, "zorder": 5}
         ax.plot(last, medians[known][-1], "x", **cross)
     elif len(places) and not known.any():

@@ -115,7 +115,8 @@ class Subwords:
             import tokenizers
         except ImportError as error:
             raise ImportError(
-                "jdeq.data: a tokenizer file needs the library tokenizers: pip install 'jdeq[text]'"
+                "jdeq.data: a tokenizer file needs the library tokenizers: pip install -e "
+                "'.[text]' in the checkout of jdeq"
             ) from error
         if not Path(path).is_file():
             raise FileNotFoundError(

@@ -27,9 +27,12 @@ Tangents = list[Any]  # one per leaf of (params, x): an array, or SymbolicZero w
 class TangentRule(GradientRule):
     """A gradient rule given by its tangent at the returned state."""
 
-    can_compact = True
     keeps_state = False
     """Whether the tangent reads the solver's last state (its factors)."""
+
+    @property
+    def can_compact(self) -> bool:
+        return not self.keeps_state
 
     @abc.abstractmethod
     def tangent(

@@ -35,7 +35,6 @@ class SharedInverse(TangentRule):
     exact: ClassVar[bool] = False
     has_probe: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
-    can_compact: ClassVar[bool] = False
 
     refine: int = 0
 

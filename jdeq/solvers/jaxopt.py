@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxopt.base import IterativeSolver
@@ -42,6 +42,8 @@ class Jaxopt(Solver):
     Source: Blondel et al. (2022), Efficient and Modular Implicit Differentiation, NeurIPS (jaxopt
       0.8.5).
     """
+
+    mixes: ClassVar[bool] = True
 
     build: Callable[[Map], Any]
 

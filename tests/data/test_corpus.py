@@ -312,7 +312,7 @@ def test_tokenizer_errors(tmp_path, tokenizer):
 
 def test_without_tokenizers(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match=r"pip install 'jdeq\[text\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[text\]'"):
         Subwords(tokenizer)
     load_corpus(write(tmp_path / "text"))
 
