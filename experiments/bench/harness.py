@@ -93,7 +93,9 @@ def counted(f: Callable, counts: dict[str, int]) -> Callable:
 def count(make: Callable, f: Callable, args: tuple) -> dict[str, int]:
     """Evaluations and products of one call of ``make(f)(*args)``."""
     counts = {"evaluations": 0, "products": 0, "jvps": 0}
-    jax.block_until_ready(jax.jit(make(counted(f, counts)))(*args))
+    lowered = jax.jit(make(counted(f, counts))).lower(*args)
+    # It runs once: the compiler need not take its time.
+    jax.block_until_ready(lowered.compile({"xla_backend_optimization_level": 0})(*args))
     jax.effects_barrier()
     return counts
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench.entries import hand_written
+from experiments.bench.entries import SOLVERS, hand_written, jdeq_entry
 from experiments.bench.peers import peer_entries
-from experiments.bench.problems import Truth, problem_b
-from experiments.bench.solvers import REACHED, SOLVERS, jdeq_entry, tightened
+from experiments.bench.problems import problem_b
+from experiments.bench.solvers import REACHED, tightened
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,9 +35,14 @@ def test_quick_run_writes_the_report(tmp_path):
             if kind.endswith("grad"):
                 assert values["products"] > 0
                 assert values["gradient_error"] <= 1e-3
+    for name in ("jdeq Picard", "jdeq Anderson"):
+        values = cases["mixed, value_and_grad", name]
+        assert not values["error"] and values["residual_worst_sample"] <= REACHED
+        assert values["gradient_error"] <= 1e-3
     table = (tmp_path / "solvers" / "table.md").read_text()
     assert "## B, value_and_grad" in table
     assert "with the loss multiplied by 1e-6" in table
+    assert "one entry for all of them: jdeq" in table
     assert (tmp_path / "solvers" / "bars.png").stat().st_size > 0
     assert table in done.stdout
 
@@ -77,6 +82,8 @@ def test_wrong_command_lines():
 
     assert "invalid choice: 'solver'" in stderr("solver", "--out", "x")
     assert "--rounds must be >= 1; got 0" in stderr("solvers", "--out", "x", "--rounds", "0")
+    assert "--only goes with the suite solvers" in stderr("rules", "--out", "x", "--only", "A")
+    assert "got C" in stderr("solvers", "--out", "x", "--only", "A,C")
 
 
 OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.items())]
@@ -86,7 +93,6 @@ OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.i
 def test_entry_solves(entry):
     """Ours reach the asked residual; a peer that does not is marked in the table, not refused."""
     problem = problem_b(batch=4, width=32)
-    truth = Truth(problem.params, problem.x)
-    z, _ = tightened(entry, problem, truth)(problem.f, problem.params, problem.z0, problem.x)
+    z, _ = tightened(entry, problem)(problem.f, *problem.args)
     reached = REACHED if entry in OURS else 10 * REACHED
-    assert truth.residual(z)["residual_worst_sample"] <= reached
+    assert problem.known.residual(z)["residual_worst_sample"] <= reached
