@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-SUITES = ("solvers", "rules", "reversible", "models", "paper", "sharding")
+SUITES = ("solvers", "rules", "reversible", "models", "training", "paper", "sharding")
 
 
 def main() -> None:

@@ -264,7 +264,7 @@ def mdeq(batch: int = 4, side: int = 8, channels: tuple[int, int] = (8, 16)) -> 
     cell = MDEQCell(MDEQBody(channels=channels, num_classes=10, expansion=2, groups=4))
     x = 5 * jax.random.normal(jax.random.key(0), (batch, side, side, channels[0]))
     z0 = cell.initial_state(x)
-    params = cell.init(jax.random.key(1), z0, x)
+    params: Any = cell.init(jax.random.key(1), z0, x)
     scales = {"fuse0to1_norm0": 4.0, "fuse1to0_norm": 0.5}
     for name, scale in scales.items():
         params["params"][name]["scale"] *= scale

@@ -15,7 +15,19 @@ import jax
 
 from experiments.bench.harness import Result, quartiles, ratios
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "jaxopt", "optimistix", "lineax", "banax")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "jaxopt",
+    "optimistix",
+    "lineax",
+    "banax",
+    "torch",
+    "torchdeq",
+)
 
 
 def _git(*arguments: str) -> str | None:
@@ -86,8 +98,11 @@ COLUMNS = {
     "products": ("products", "d"),
     "jvps": ("jvps", "d"),
     "temp_mib": ("MiB", ".2f"),
+    "temp_ratio": ("MiB, DEQ 12/12 = 1", ".2f"),
+    "states": ("MiB in states", ".1f"),
     "argument_mib": ("arguments MiB", ".2f"),
     "peak_mib": ("device peak MiB", ".0f"),
+    "trace_seconds": ("trace and lower s", ".2f"),
     "compile_seconds": ("compile s", ".2f"),
     "residual_worst_sample": ("residual, worst sample", ".1e"),
     "residual_batch": ("residual, batch", ".1e"),

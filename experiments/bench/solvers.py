@@ -35,6 +35,8 @@ from experiments.bench.problems import (
     two_layer,
 )
 from experiments.bench.report import write
+from experiments.bench.torch_peers import NAME as TORCH
+from experiments.bench.torch_peers import installed, torch_cases
 
 REACHED = 1.02 * RTOL  # the stop tests are in float32, the check in float64
 FAMILIES: dict[str, Callable[[], Problem]] = {
@@ -221,6 +223,8 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
     problems = QUICK if quick else FAMILIES
     chosen = only or families(quick)
     peers, absent = peer_entries()
+    has_torch = installed()
+    absent = absent if has_torch else [*absent, TORCH]
     ours = jdeq_entries()
     results: list[Result] = []
     notes = [f"{name} is not installed: skipped" for name in absent]
@@ -239,7 +243,7 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
         else:
             entries = [hand_written(), *ours, *peers]
         report(f"{name}: {problem.size}")
-        cases = solve_cases(problem, entries)
+        cases = solve_cases(problem, entries) + (torch_cases(problem) if has_torch else [])
         results += measure(cases, rounds=min(rounds, problem.rounds), report=report)
         radius, bound = problem.known.spectral_radius(), gradient_reached(problem)
         notes.append(

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from experiments.bench import sharding
 from experiments.bench.entries import SOLVERS, hand_written, jdeq_entry
 from experiments.bench.peers import peer_entries
 from experiments.bench.problems import problem_b
@@ -71,6 +73,28 @@ def test_quick_run_of_the_models_suite(tmp_path):
     steps, generation = content["notes"]
     assert "tokens a second" in steps and "share of the step" in steps
     assert float(generation.rsplit(" ", 1)[1]) < 1e-4  # log-probabilities, cached and not
+
+
+@pytest.mark.every
+def test_quick_run_of_the_training_suite(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "training", "--quick", "--out"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "training" / "results.json").read_text())
+    cases = {(c["group"].split(",")[0], c["name"]): c for c in content["cases"]}
+    assert not any(c["error"] for c in cases.values())
+    memory = {n: c["temp_mib"] for (g, n), c in cases.items() if g == "memory of a training step"}
+    assert memory["jdeq, 24/24"] < 1.02 * memory["jdeq, 12/12"]
+    assert memory["explicit, 1 layers"] < memory["explicit, 4 layers"]
+    assert cases["Jacobian penalty", "the penalty alone"]["products"] == 1
+    assert all(c["compile_seconds"] > 0 for (g, _), c in cases.items() if "compile time" in g)
+
+
+def test_sharding_is_skipped_without_enough_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    sharding.run(out=tmp_path, rounds=1, quick=True)
+    assert "JAX_NUM_CPU_DEVICES=64" in capsys.readouterr().out
+    assert "there are 3" in (tmp_path / "table.md").read_text()
 
 
 def test_wrong_command_lines():
