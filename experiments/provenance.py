@@ -15,7 +15,8 @@ COMMIT = "JDEQ_COMMIT"
 """Says the commit where the checkout is no git repository, as in a container or an archive."""
 _ROOT = pathlib.Path(__file__).parents[1]
 _PACKAGES = ("jax", "flax", "optax")
-_OF_TIMES = (*_PACKAGES, "jaxlib", "numpy", "jaxopt", "optimistix", "lineax", "banax")
+_PEERS = ("jaxopt", "optimistix", "lineax", "banax", "torch", "torchdeq")
+_OF_TIMES = (*_PACKAGES, "jaxlib", "numpy", *_PEERS)
 
 
 def provenance(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-SUITES = ("solvers", "rules", "reversible", "models", "paper", "sharding")
+SUITES = ("solvers", "rules", "reversible", "models", "training", "paper", "sharding")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -15,21 +15,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds (default 30)")
     parser.add_argument("--quick", action="store_true", help="a tiny run, to test it")
+    parser.add_argument(
+        "--only", type=lambda names: tuple(names.split(",")), help="families of the suite solvers"
+    )
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1; got {options.rounds}")
+    if options.only is not None:
+        if options.suite != "solvers":
+            parser.error(f"--only goes with the suite solvers; got {options.suite}")
+        families = importlib.import_module("experiments.bench.solvers").families(options.quick)
+        if unknown := set(options.only) - set(families):
+            parser.error(
+                f"--only takes families of {', '.join(families)}; got {', '.join(unknown)}"
+            )
     return options
 
 
 def main() -> None:
     """Run the suite, a module of this package."""
     options = parse()
+    chosen = {} if options.only is None else {"only": options.only}
     for suite in SUITES if options.suite == "all" else (options.suite,):
         module = importlib.import_module(f"experiments.bench.{suite}")
         module.run(
             out=options.out / suite,
             rounds=2 if options.quick else options.rounds,
             quick=options.quick,
+            **chosen,
         )
 
 

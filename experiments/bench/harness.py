@@ -30,6 +30,8 @@ class Case:
       args: its arguments, arrays only.
       reference: name of the case in the same group that its ratio is taken to.
       check: turns its output into the facts reported beside the times.
+      jitted: False for a function that is no program of jax: it is called as it is, and has neither
+        memory nor counts.
     """
 
     group: str
@@ -39,6 +41,7 @@ class Case:
     args: tuple
     reference: str
     check: Callable[[Any], dict[str, float]] = lambda output: {}
+    jitted: bool = True
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -93,7 +96,9 @@ def counted(f: Callable, counts: dict[str, int]) -> Callable:
 def count(make: Callable, f: Callable, args: tuple) -> dict[str, int]:
     """Evaluations and products of one call of ``make(f)(*args)``."""
     counts = {"evaluations": 0, "products": 0, "jvps": 0}
-    jax.block_until_ready(jax.jit(make(counted(f, counts)))(*args))
+    lowered = jax.jit(make(counted(f, counts))).lower(*args)
+    # It runs once: the compiler need not take its time.
+    jax.block_until_ready(lowered.compile({"xla_backend_optimization_level": "0"})(*args))
     jax.effects_barrier()
     return counts
 
@@ -109,11 +114,13 @@ def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
     """Compile, check and count a case; (result, compiled function or None)."""
     result = Result(case=case)
     try:
-        start = time.perf_counter()
-        compiled = jax.jit(case.make(case.f)).lower(*case.args).compile()
-        result.compile_seconds = time.perf_counter() - start
-        if (memory := compiled.memory_analysis()) is not None:  # some devices do not say
-            result.temp_mib = memory.temp_size_in_bytes / MIB
+        compiled: Any = case.make(case.f)
+        if case.jitted:
+            start = time.perf_counter()
+            compiled = jax.jit(compiled).lower(*case.args).compile()
+            result.compile_seconds = time.perf_counter() - start
+            if (memory := compiled.memory_analysis()) is not None:  # some devices do not say
+                result.temp_mib = memory.temp_size_in_bytes / MIB
         if result.temp_mib > temp_limit_mib:
             result.error = f"not run: needs {result.temp_mib:.0f} MiB of temporaries"
             return result, None

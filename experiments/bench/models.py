@@ -69,7 +69,8 @@ PARTS = (
 )
 
 
-def _draw(size: Size, model: Any) -> tuple[Any, Any]:
+def draw(size: Size, model: Any) -> tuple[Any, Any]:
+    """Variables as training has them, and a batch of inputs and labels."""
     tokens = jax.random.randint(jax.random.key(0), (size.batch, size.length + 1), 0, 256)
     variables = jax.jit(model.init)(jax.random.key(1), tokens[:, :-1])
     if "inject" in variables["params"]:
@@ -78,8 +79,8 @@ def _draw(size: Size, model: Any) -> tuple[Any, Any]:
     return variables, (tokens[:, :-1], tokens[:, 1:])
 
 
-def _step(model: Any, _f: Any):
-    """Loss and gradient of a training step; the memory is full."""
+def training_step(model: Any, _f: Any = None, *, penalize: bool = False) -> Any:
+    """Loss and gradient of a training step, ``(params, memory, batch)``, with the penalty added."""
     loss = cross_entropy_loss(model, probe_backward=False)
 
     def objective(params, memory, batch):
@@ -89,9 +90,9 @@ def _step(model: Any, _f: Any):
             Dataset(*batch),
             key=jax.random.key(2),
             probe=jdeq.backward_probe(),
-            penalize=False,
+            penalize=penalize,
         )
-        return out.loss_nats
+        return out.loss_nats + out.penalty
 
     return jax.value_and_grad(objective)
 
@@ -107,7 +108,7 @@ def step_cases(size: Size) -> list[Case]:
     group = f"training step, {size.title}, {size.evaluations} evaluations and products"
     cases = []
     for name, model in ((STEP, deq), (TWIN, TransformerXL(size.twin))):
-        variables, batch = _draw(size, model)
+        variables, batch = draw(size, model)
         memory = jax.tree.map(
             lambda a: (
                 jnp.full_like(a, size.length)
@@ -122,7 +123,7 @@ def step_cases(size: Size) -> list[Case]:
             Case(
                 group=group,
                 name=name,
-                make=partial(_step, model),
+                make=partial(training_step, model),
                 f=None,
                 args=args,
                 reference=TWIN,
@@ -181,7 +182,7 @@ def step_note(size: Size, results: list[Result]) -> str:
 def generation_cases(size: Size, steps: int) -> list[Case]:
     """``steps`` tokens after a prompt of 16, by the most probable token."""
     model = DEQTransformerLM(size.deq, rtol=1e-6, max_steps=300)
-    variables, (tokens, _) = _draw(size, model)
+    variables, (tokens, _) = draw(size, model)
     prompt = tokens[:1, :16]
 
     def make(cached, _f):

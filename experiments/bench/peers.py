@@ -4,7 +4,7 @@ import importlib
 from functools import partial
 from typing import Any
 
-from experiments.bench.entries import MAX_STEPS, Entry
+from experiments.bench.entries import Entry
 
 
 def jaxopt_entries(jaxopt: Any) -> list[Entry]:
@@ -12,11 +12,11 @@ def jaxopt_entries(jaxopt: Any) -> list[Entry]:
     linear = jaxopt.linear_solve
 
     def fixed_point(cls, **options):
-        def build(rtol, norm):
+        def build(rtol, norm, max_steps):
             def solve(f, params, z0, x):
                 solver = cls(
                     lambda z, params, x: f(params, z, x),
-                    maxiter=MAX_STEPS,
+                    maxiter=max_steps,
                     tol=rtol * norm,
                     **options,
                 )
@@ -28,11 +28,11 @@ def jaxopt_entries(jaxopt: Any) -> list[Entry]:
         return build
 
     def broyden(**options):
-        def build(rtol, norm):
+        def build(rtol, norm, max_steps):
             def solve(f, params, z0, x):
                 solver = jaxopt.Broyden(
                     lambda z, params, x: z - f(params, z, x),
-                    maxiter=MAX_STEPS,
+                    maxiter=max_steps,
                     tol=rtol * norm,
                     **options,
                 )
@@ -69,14 +69,14 @@ def optimistix_entries(optx: Any) -> list[Entry]:
     lx = importlib.import_module("lineax")
 
     def entry(name, make_solver, **options):
-        def build(rtol, norm):
+        def build(rtol, norm, max_steps):
             def solve(f, params, z0, x):
                 sol = optx.fixed_point(
                     lambda z, args: f(args[0], z, args[1]),
                     make_solver(rtol, norm),
                     z0,
                     (params, x),
-                    max_steps=MAX_STEPS,
+                    max_steps=max_steps,
                     throw=False,
                     **options,
                 )
@@ -105,8 +105,8 @@ def banax_entries(banax: Any) -> list[Entry]:
     solvers, adjoints = (importlib.import_module(f"banax.{m}") for m in ("solver", "adjoint"))
 
     def entry(name, forward, backward):
-        def build(rtol, norm):
-            options = {"rtol": rtol, "max_steps": MAX_STEPS}
+        def build(rtol, norm, max_steps):
+            options = {"rtol": rtol, "max_steps": max_steps}
             rule = adjoints.Implicit(solver=forward(**options), b_solver=backward(**options))
 
             def solve(f, params, z0, x):

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 
 
+def _squared(z):
+    """float32[batch]: over all leaves of the state."""
+    return sum(jnp.sum(a**2, tuple(range(1, a.ndim))) for a in jax.tree.leaves(z))
+
+
 def _iterate(g, z, rtol, max_steps):
     def unfinished(carry):
         z, gz, steps = carry
-        inner = tuple(range(1, z.ndim))
-        error, size = jnp.sum((gz - z) ** 2, inner), jnp.sum(gz**2, inner)
-        return (steps < max_steps) & jnp.any(error > rtol**2 * size)
+        error = _squared(jax.tree.map(jnp.subtract, gz, z))
+        return (steps < max_steps) & jnp.any(error > rtol**2 * _squared(gz))
 
     _, z, _ = jax.lax.while_loop(unfinished, lambda c: (c[1], g(c[1]), c[2] + 1), (z, g(z), 1))
     return z
@@ -31,10 +35,14 @@ def _forward(f, params, z0, x, rtol, max_steps):
 def _backward(f, rtol, max_steps, saved, cotangent):
     params, z, x = saved
     _, product = jax.vjp(lambda z: f(params, z, x), z)
-    v = _iterate(lambda v: cotangent + product(v)[0], cotangent, rtol, max_steps)
+
+    def step(v):
+        return jax.tree.map(jnp.add, cotangent, product(v)[0])
+
+    v = _iterate(step, cotangent, rtol, max_steps)
     _, pull = jax.vjp(lambda params, x: f(params, z, x), params, x)
     params_bar, x_bar = pull(v)
-    return params_bar, jnp.zeros_like(z), x_bar
+    return params_bar, jax.tree.map(jnp.zeros_like, z), x_bar
 
 
 picard.defvjp(_forward, _backward)

@@ -7,12 +7,10 @@ from typing import Any
 import jax
 
 import jdeq
-from experiments.bench.entries import MAX_STEPS
 from experiments.bench.harness import Case, measure
-from experiments.bench.problems import Problem, Truth, loss_of, problem_a, problem_b
+from experiments.bench.problems import RTOL, Problem, loss_of, problem_a, problem_b
 from experiments.bench.report import write
 
-RTOL = 1e-5
 REFERENCE = "Implicit"
 RULES: dict[str, tuple[Any, Any]] = {
     REFERENCE: (jdeq.Anderson(), jdeq.Implicit()),
@@ -31,12 +29,19 @@ RULES: dict[str, tuple[Any, Any]] = {
 
 def rule_cases(problem: Problem) -> list[Case]:
     """value_and_grad by every rule, the forward solve to the same tolerance."""
-    truth = Truth(problem.params, problem.x)
+    truth = problem.known
 
     def make(solver, rule, f):
         def loss(params, z0, x):
             sol = jdeq.fixed_point(
-                f, params, z0, x, solver=solver, gradient=rule, rtol=RTOL, max_steps=MAX_STEPS
+                f,
+                params,
+                z0,
+                x,
+                solver=solver,
+                gradient=rule,
+                rtol=RTOL,
+                max_steps=problem.max_steps,
             )
             return loss_of(sol.z), sol.z
 
@@ -52,7 +57,7 @@ def rule_cases(problem: Problem) -> list[Case]:
             name=name,
             make=partial(make, solver, rule),
             f=problem.f,
-            args=(problem.params, problem.z0, problem.x),
+            args=problem.args,
             reference=REFERENCE,
             check=check,
         )
@@ -65,8 +70,11 @@ def run(*, out: Path, rounds: int, quick: bool) -> None:
     problems = [problem_b(batch=8, width=32)] if quick else [problem_a(), problem_b()]
     cases = [case for problem in problems for case in rule_cases(problem)]
     results = measure(cases, rounds=rounds, report=partial(print, flush=True))
-    notes = [f"{p.name}: {p.size}, spectral radius {p.spectral_radius:.3f} at z*" for p in problems]
+    notes = [
+        f"{p.name}: {p.size}, spectral radius {p.known.spectral_radius():.3f} at z*"
+        for p in problems
+    ]
     notes += [f"{name}: solver {solver}, gradient {rule}" for name, (solver, rule) in RULES.items()]
-    settings = {"rtol": RTOL, "max_steps": MAX_STEPS, "rounds": rounds, "quick": quick}
+    settings = {"rtol": RTOL, "rounds": rounds, "quick": quick}
     write(out, "rules", results, notes, settings, [f"{p.name}, value_and_grad" for p in problems])
     print((out / "table.md").read_text())

@@ -1,69 +1,95 @@
-"""Whole solves on problems A and B beside hand-written code and the peers; overheads."""
+"""Whole solves of several families of problems beside hand-written code and the peers; overheads.
 
-import statistics
+Each family is measured in turns of its own and reported before the next one starts.
+"""
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import jdeq
-from experiments.bench.entries import MAX_STEPS, Entry, hand_written
-from experiments.bench.harness import Case, Result, count, measure
+from experiments.bench.entries import (
+    HAND_WRITTEN,
+    SOLVERS,
+    Entry,
+    hand_written,
+    jdeq_entries,
+    mixed_entries,
+)
+from experiments.bench.harness import Case, Result, measure, quartiles, ratios
+from experiments.bench.overheads import adjoint_notes, overhead_cases, penalty_cases, penalty_note
 from experiments.bench.peers import peer_entries
-from experiments.bench.problems import Problem, Truth, loss_of, problem_a, problem_b, two_layer
+from experiments.bench.problems import (
+    RTOL,
+    STIFF,
+    Problem,
+    loss_of,
+    mdeq,
+    mixed,
+    problem_a,
+    problem_b,
+    stiff,
+    transformer,
+    two_layer,
+)
 from experiments.bench.report import write
+from experiments.bench.torch_peers import NAME as TORCH
+from experiments.bench.torch_peers import installed, torch_cases
 
-RTOL = 1e-5
-REACHED = 1.01 * RTOL  # the stop tests are in float32, the check in float64
-SOLVERS = {
-    "jdeq Picard": jdeq.Picard(),
-    "jdeq Anderson": jdeq.Anderson(),
-    "jdeq Anderson depth 8": jdeq.Anderson(depth=8),
-    "jdeq Broyden": jdeq.Broyden(),
-    "jdeq NewtonKrylov": jdeq.NewtonKrylov(),
+REACHED = 1.02 * RTOL  # the stop tests are in float32, the check in float64
+FAMILIES: dict[str, Callable[[], Problem]] = {
+    "A": problem_a,
+    "B": problem_b,
+    **{name: partial(stiff, name) for name in STIFF},
+    "transformer": transformer,
+    "mdeq": mdeq,
+    "mixed": mixed,
 }
+QUICK: dict[str, Callable[[], Problem]] = {
+    "B": partial(problem_b, batch=8, width=32),
+    "mixed": partial(mixed, batch=16, width=16),
+}
+OVERHEAD = "overhead"
+"""The family of what is no whole solve."""
 
 
-def jdeq_entry(name: str, solver: Any) -> Entry:
-    """``jdeq.fixed_point`` with an implicit gradient by the same solver."""
-
-    def build(rtol, norm):
-        def solve(f, params, z0, x):
-            sol = jdeq.fixed_point(f, params, z0, x, solver=solver, rtol=rtol, max_steps=MAX_STEPS)
-            return sol.z, sol.stats.nfe
-
-        return solve
-
-    return Entry(name=name, build=build)
+def families(quick: bool) -> tuple[str, ...]:
+    """Their names."""
+    return (*(QUICK if quick else FAMILIES), OVERHEAD)
 
 
-def tightened(entry: Entry, problem: Problem, truth: Truth) -> Callable:
+def gradient_reached(problem: Problem) -> float:
+    """Relative error that a gradient may have: what residuals of RTOL may become, ten times."""
+    return 10 * RTOL * problem.known.amplification()
+
+
+def tightened(entry: Entry, problem: Problem) -> Callable:
     """The entry's solve at the loosest of 10 tolerances that brings its worst sample to RTOL.
 
     Peers stop on a norm over the whole batch, so their worst sample lags behind. An entry that
-    never gets there, or raises, stays at RTOL: its row says so.
+    never gets there, or raises, stays at RTOL: its row says so. So do those that test each sample.
     """
-    norm = float(np.linalg.norm(truth.z))
-    for power in range(10):
-        solve = entry.build(RTOL * 0.75**power, norm)
+    norm = float(np.linalg.norm(problem.known.z))
+    for power in range(0 if entry.per_sample else 10):
+        solve = entry.build(RTOL * 0.75**power, norm, problem.max_steps)
         try:
-            z, _ = jax.jit(partial(solve, problem.f))(problem.params, problem.z0, problem.x)
+            z, _ = jax.jit(partial(solve, problem.f))(*problem.args)
         except Exception:  # reported by name when the case itself is prepared
             break
-        if truth.residual(z)["residual_worst_sample"] <= REACHED:
+        if problem.known.residual(z)["residual_worst_sample"] <= REACHED:
             return solve
-    return entry.build(RTOL, norm)
+    return entry.build(RTOL, norm, problem.max_steps)
+
+
+KINDS = ("forward", "value_and_grad")
 
 
 def solve_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
     """Forward and value_and_grad of every entry, with the true residual and gradient error."""
-    truth = Truth(problem.params, problem.x)
-    solves = {entry.name: tightened(entry, problem, truth) for entry in entries}
-    args = (problem.params, problem.z0, problem.x)
+    truth = problem.known
+    solves = {entry.name: tightened(entry, problem) for entry in entries}
 
     def forward(solve, f):
         return lambda params, z0, x: solve(f, params, z0, x)
@@ -71,7 +97,7 @@ def solve_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
     def value_and_grad(solve, f):
         def loss(params, z0, x):
             z, steps = solve(f, params, z0, x)
-            return loss_of(z), (z, steps)
+            return loss_of(z, problem.power), (z, steps)
 
         return jax.value_and_grad(loss, has_aux=True)
 
@@ -85,150 +111,163 @@ def solve_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
     return [
         Case(
             group=f"{problem.name}, {kind}",
-            name=name,
-            make=partial(make, solve),
+            name=entry.name,
+            make=partial(make, solves[entry.name]),
             f=problem.f,
-            args=args,
-            reference=hand_written().name,
+            args=problem.args,
+            reference=entry.reference,
             check=check,
         )
         for kind, make, check in (
             ("forward", forward, check_forward),
             ("value_and_grad", value_and_grad, check_gradient),
         )
-        for name, solve in solves.items()
+        for entry in entries
+        if entry.forward or kind != "forward"
     ]
 
 
-def overhead_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
-    """A solve against as many bare evaluations of f, in one loop inside one jit."""
-    cases, args = [], (problem.params, problem.z0, problem.x)
-    group = f"overhead over bare evaluations, {problem.size}"
-
-    def repeat(f):
-        return lambda params, z0, x, n: jax.lax.fori_loop(0, n, lambda _, z: f(params, z, x), z0)
-
-    def solved(solve, f):
-        return lambda params, z0, x: solve(f, params, z0, x)
-
-    for entry in entries:
-        make = partial(solved, entry.build(RTOL, 1.0))
-        evaluations = count(make, problem.f, args)["evaluations"]
-        bare = f"{evaluations} bare evaluations for {entry.name}"
-        shared = {"group": group, "f": problem.f, "reference": bare}
-        cases.append(Case(name=entry.name, make=make, args=args, **shared))
-        cases.append(Case(name=bare, make=repeat, args=(*args, jnp.int32(evaluations)), **shared))
-    return cases
-
-
-PRODUCTS = 10
-
-
-def penalty_cases(problem: Problem) -> list[Case]:
-    """A training step without and with the Jacobian penalty, and bare backward products."""
-    key = jax.random.key(0)
-
-    def step(weight, f):
-        def loss(params, z0, x):
-            sol = jdeq.fixed_point(f, params, z0, x, rtol=RTOL, max_steps=MAX_STEPS)
-            penalty = jdeq.jacobian_penalty(f, params, sol.z, x, key).mean() if weight else 0.0
-            return loss_of(sol.z) + weight * penalty
-
-        return jax.value_and_grad(loss)
-
-    def products(f):
-        def run(params, z, x):
-            _, product = jax.vjp(lambda z: f(params, z, x), z)
-            return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
-
-        return run
-
-    makes = {
-        "step": partial(step, 0.0),
-        "step with penalty": partial(step, 1.0),
-        f"{PRODUCTS} backward products": products,
-    }
-    return [
-        Case(
-            group=f"Jacobian penalty, {problem.size}",
-            name=name,
-            make=make,
-            f=problem.f,
-            args=(problem.params, problem.z0, problem.x),
-            reference="step",
-        )
-        for name, make in makes.items()
+def fastest(results: list[Result], bound: float) -> tuple[Result | None, Result | None]:
+    """Ours and the peer's of a group, among those that reach the residual and, where there is a
+    gradient, its error.
+    """
+    solved = [
+        r
+        for r in results
+        if r.seconds
+        and r.facts["residual_worst_sample"] <= REACHED
+        and r.facts.get("gradient_error", 0.0) <= bound
     ]
+    solved.sort(key=lambda r: np.median(r.seconds))
+    ours = [r for r in solved if r.case.name.startswith("jdeq")]
+    peers = [r for r in solved if r not in ours and r.case.name != HAND_WRITTEN]
+    return next(iter(ours), None), next(iter(peers), None)
 
 
-def penalty_note(results: list[Result]) -> str:
-    """The extra time of the penalty in backward products, from the medians of the paired rounds."""
-    plain, penalised, products = results
-    extra = statistics.median(b - a for a, b in zip(plain.seconds, penalised.seconds, strict=True))
-    product = statistics.median(products.seconds) / PRODUCTS
+def against(result: Result, other: Result) -> float:
+    """The median over the rounds of the time over another's."""
+    return quartiles([a / b for a, b in zip(result.seconds, other.seconds, strict=True)])[0]
+
+
+def peer_note(results: list[Result], group: str, bound: float) -> str:
+    """The fastest peer that reaches what is asked, and each of ours against it."""
+    mine = [r for r in results if r.case.group == group]
+    _, peer = fastest(mine, bound)
+    asked = f"residual {RTOL:g}" + (
+        f" and gradient error {bound:.1e}" if "gradient_error" in mine[0].facts else ""
+    )
+    if peer is None:
+        return f"{group}: no peer installed reaches {asked}"
+    parts = []
+    for result in mine:
+        if result.seconds and result.case.name.startswith("jdeq"):
+            missed = fastest([result], bound)[0] is None
+            parts.append(
+                f"{result.case.name} {against(result, peer):.2f}x"
+                + (" (does not reach that)" if missed else "")
+            )
     return (
-        f"{plain.case.group}: the penalty adds {1e3 * extra:.2f} ms to a step, "
-        f"{extra / product:.1f} backward products of {1e3 * product:.2f} ms"
+        f"{group}: the fastest peer that reaches {asked} is {peer.case.name}, "
+        f"{1e3 * np.median(peer.seconds):.2f} ms; of its time {', '.join(parts)}"
     )
 
 
-def adjoint_notes(problem: Problem) -> list[str]:
-    """Products of the adjoint solve, counted with the loss as it is and multiplied by 1e-6."""
-    notes = []
-    for name in ("jdeq Anderson", "jdeq Broyden"):
-        solve = jdeq_entry(name, SOLVERS[name]).build(RTOL, 1.0)
+def worst_note(results: list[Result], bounds: dict[str, float], kind: str) -> str:
+    """The slowest ratio of our best entry to the best peer over all families: with the best entry
+    of each family, and with one entry for all of them.
+    """
+    best: dict[str, float] = {}
+    single: dict[str, list[float]] = {}
+    for family, bound in bounds.items():
+        mine = [r for r in results if r.case.group == f"{family}, {kind}"]
+        ours, peer = fastest(mine, bound)
+        if peer is None:
+            continue
+        best[family] = against(ours, peer) if ours is not None else np.inf
+        for result in mine:
+            if fastest([result], bound)[0] is not None:
+                single.setdefault(result.case.name, []).append(against(result, peer))
+    if not best:
+        return f"{kind}: no peer reaches what is asked"
+    slowest = max(best, key=best.__getitem__)
+    note = (
+        f"{kind}, the best of ours of each family against the fastest peer: slowest on {slowest}, "
+        f"{best[slowest]:.2f}x; "
+        + ", ".join(f"{family} {ratio:.2f}x" for family, ratio in best.items())
+    )
+    everywhere = {name: max(r) for name, r in single.items() if len(r) == len(best)}
+    if everywhere:
+        name = min(everywhere, key=everywhere.__getitem__)
+        note += f"; one entry for all of them: {name}, at most {everywhere[name]:.2f}x"
+    return note
 
-        def make(f, solve=solve, scale=1.0):
-            return jax.grad(lambda params, z0, x: scale * loss_of(solve(f, params, z0, x)[0]))
 
-        args = (problem.params, problem.z0, problem.x)
-        products = [
-            count(partial(make, scale=scale), problem.f, args)["products"] for scale in (1.0, 1e-6)
-        ]
-        notes.append(
-            f"{problem.name}: {name} takes {products[0]} backward products, "
-            f"{products[1]} with the loss multiplied by 1e-6"
-        )
-    return notes
-
-
-def fastest_peer_note(results: list[Result], group: str) -> str:
-    """The fastest peer whose worst sample reached the tolerance, and jdeq's solvers against it."""
-    mine = [r for r in results if r.case.group == group and r.seconds]
-    solved = {
-        r.case.name: statistics.median(r.seconds)
+def mixed_notes(results: list[Result]) -> list[str]:
+    """Solving the unfinished samples only against the whole batch."""
+    mine = [r for r in results if r.case.group.startswith("mixed, ") and "compact" in r.case.name]
+    return [
+        f"{r.case.group}: {r.case.name} takes {quartiles(ratios(r, results))[0]:.2f} of the time "
+        "of the whole batch"
         for r in mine
-        if r.facts["residual_worst_sample"] <= REACHED
-    }
-    ours = {k: v for k, v in solved.items() if k.startswith("jdeq")}
-    peers = {k: v for k, v in solved.items() if k not in ours and k != hand_written().name}
-    if not peers:
-        return f"{group}: no peer installed that reaches the tolerance"
-    best = min(peers, key=peers.__getitem__)
-    against = ", ".join(f"{name} {seconds / peers[best]:.2f}x" for name, seconds in ours.items())
-    return f"{group}: the fastest peer is {best}, {1e3 * peers[best]:.2f} ms; {against} of its time"
+        if r.seconds and ratios(r, results)
+    ]
 
 
-def run(*, out: Path, rounds: int, quick: bool) -> None:
-    """Measure everything in one process and write the report to ``out``."""
+def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> None:
+    """Measure everything in one process and write the report to ``out`` after each family.
+
+    Args:
+      only: of `families`; empty: all of them.
+    """
+    report = partial(print, flush=True)
+    problems = QUICK if quick else FAMILIES
+    chosen = only or families(quick)
     peers, absent = peer_entries()
-    if quick:
-        tables, maps, peers = [problem_b(batch=8, width=32)], [two_layer(2, 8, 16, 32)], peers[:1]
-    else:
-        tables = [problem_a(), problem_b()]
-        maps = [two_layer(8, 128, 256, 1024), two_layer(8, 16, 64, 128)]
-    ours = [jdeq_entry(name, solver) for name, solver in SOLVERS.items()]
-    entries = [hand_written(), *ours, *peers]
-    cases = [case for problem in tables for case in solve_cases(problem, entries)]
-    bare = [hand_written(), *ours[:4]]
-    cases += [case for problem in maps for case in overhead_cases(problem, bare)]
-    penalty = penalty_cases(maps[0])
-    cases += penalty
-    results = measure(cases, rounds=rounds, report=partial(print, flush=True))
-    notes = [f"{p.name}: {p.size}, spectral radius {p.spectral_radius:.3f} at z*" for p in tables]
-    notes += [f"{name} is not installed: skipped" for name in absent]
-    notes += [fastest_peer_note(results, f"{p.name}, value_and_grad") for p in tables]
-    notes += [penalty_note(results[-len(penalty) :]), *adjoint_notes(tables[-1])]
-    settings = {"rtol": RTOL, "max_steps": MAX_STEPS, "rounds": rounds, "quick": quick}
-    write(out, "solvers", results, notes, settings, [f"{p.name}, value_and_grad" for p in tables])
+    has_torch = installed()
+    absent = absent if has_torch else [*absent, TORCH]
+    ours = jdeq_entries()
+    results: list[Result] = []
+    notes = [f"{name} is not installed: skipped" for name in absent]
+    bounds: dict[str, float] = {}
+    groups: list[str] = []
+    settings = {"rtol": RTOL, "rounds": rounds, "quick": quick, "families": chosen}
+
+    for name in (name for name in chosen if name != OVERHEAD):
+        problem = problems[name]()
+        if name == "mixed":
+            entries = mixed_entries()
+        elif quick:
+            entries = [hand_written(), *ours[: len(SOLVERS) + 1], *peers[:1]]
+        elif name == "mdeq":  # each takes seconds to compile
+            entries = [hand_written(), *ours[: len(SOLVERS) + 1], *peers]
+        else:
+            entries = [hand_written(), *ours, *peers]
+        report(f"{name}: {problem.size}")
+        cases = solve_cases(problem, entries) + (torch_cases(problem) if has_torch else [])
+        results += measure(cases, rounds=min(rounds, problem.rounds), report=report)
+        radius, bound = problem.known.spectral_radius(), gradient_reached(problem)
+        notes.append(
+            f"{name}: {problem.size}, spectral radius {radius:.3f} at z*, "
+            f"||(I - J)^-1|| {problem.known.amplification():.3g}"
+        )
+        if name == "mixed":
+            notes += mixed_notes(results)
+        else:
+            bounds[name] = bound
+            notes += [peer_note(results, f"{name}, {k}", bound) for k in KINDS]
+        if name == "B":
+            notes += adjoint_notes(problem)
+        groups.append(f"{name}, value_and_grad")
+        write(out, "solvers", results, notes, settings, groups)
+    notes += [worst_note(results, bounds, kind) for kind in KINDS if bounds]
+    if OVERHEAD in chosen:
+        maps = [two_layer(2, 8, 16, 32)] if quick else [
+            two_layer(8, 128, 256, 1024), two_layer(8, 16, 64, 128)
+        ]  # fmt: skip
+        bare = [hand_written(), *ours[:4]]
+        cases = [case for problem in maps for case in overhead_cases(problem, bare)]
+        penalty = penalty_cases(maps[0])
+        results += measure([*cases, *penalty], rounds=rounds, report=report)
+        notes.append(penalty_note(results[-len(penalty) :]))
+    write(out, "solvers", results, notes, settings, groups)
     print((out / "table.md").read_text())

@@ -1,5 +1,7 @@
 """Counting, timing and the dense oracles of the benchmark."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 
 from experiments.bench.harness import Case, count, measure, quartiles, ratios
 from experiments.bench.picard import picard
-from experiments.bench.problems import Truth, loss_of, problem_a, problem_b, two_layer
+from experiments.bench.problems import (
+    loss_of,
+    mdeq,
+    mixed,
+    problem_a,
+    problem_b,
+    transformer,
+    two_layer,
+)
+from experiments.bench.truth import TanhTruth
 
 
 def repeat(steps):
@@ -82,14 +93,14 @@ def test_unknown_reference_is_an_error():
 @pytest.mark.parametrize("make", [problem_a, problem_b])
 def test_truth_against_finite_differences(make):
     problem = make(batch=3, width=16)
-    truth = Truth(problem.params, problem.x)
+    truth = problem.known
     assert truth.residual(truth.z)["residual_worst_sample"] < 1e-12
     gradient, step = truth.gradient(), 1e-5
 
     def loss(key, index, change):
         params = {k: np.array(v, np.float64) for k, v in problem.params.items()}
         params[key][index] += change
-        return np.mean(Truth(params, problem.x).z ** 2)
+        return np.mean(TanhTruth(params, problem.x).z ** 2)
 
     for key, index in (("w", (1, 2)), ("u", (3, 4)), ("b", (5,))):
         difference = (loss(key, index, step) - loss(key, index, -step)) / (2 * step)
@@ -100,21 +111,31 @@ def test_truth_against_finite_differences(make):
 
 def test_problems_are_as_described():
     a, b = problem_a(), problem_b()
-    assert a.spectral_radius == pytest.approx(0.63, abs=0.04)
-    assert b.spectral_radius == pytest.approx(0.92, abs=0.02)
+    assert a.known.spectral_radius() == pytest.approx(0.63, abs=0.04)
+    assert b.known.spectral_radius() == pytest.approx(0.92, abs=0.02)
     w = np.asarray(b.params["w"])
     np.testing.assert_allclose(w, w.T, atol=1e-6)
     assert np.abs(np.linalg.eigvalsh(w)).max() == pytest.approx(0.95, rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [problem_a, problem_b])
-def test_hand_written_picard(make):
-    problem = make(batch=4, width=32)
-    truth = Truth(problem.params, problem.x)
+@pytest.mark.parametrize(
+    "problem",
+    [
+        partial(problem_a, batch=4, width=32),
+        partial(problem_b, batch=4, width=32),
+        partial(mixed, batch=16, width=16),
+        partial(transformer, batch=2, tokens=4, width=8, heads=2),
+        pytest.param(partial(mdeq, batch=2, side=4, channels=(4, 4)), marks=pytest.mark.slow),
+    ],
+)
+def test_hand_written_picard(problem):
+    """Solution and gradient are those of the truth, by which all others are checked."""
+    problem = problem()
+    truth = problem.known
 
     def loss(params, x):
         z = picard(problem.f, params, problem.z0, x, 1e-6, 500)
-        return loss_of(z), z
+        return loss_of(z, problem.power), z
 
     (_, z), gradient = jax.value_and_grad(loss, has_aux=True)(problem.params, problem.x)
     assert truth.residual(z)["residual_worst_sample"] <= 1.1e-6  # float32 rounding of the test

@@ -61,6 +61,36 @@ def test_flops_of_a_gradient_and_a_convolution():
     assert flops(convolve, (2, 6, 6, 3), (3, 3, 3, 5)) == 2 * (2 * 4 * 4 * 5) * 27
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_flops_of_padding_strides_and_transposes(groups):
+    """By hand: 5 inputs, stride 2, padding 1 on each side, 3 taps: 3 positions that meet 2, 3 and 2
+    inputs; each pair of those is met again in the gradients for the input and for the kernel.
+    """
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2,), [(1, 1)], dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=groups,
+        )  # fmt: skip
+
+    def pulled(x, w, y):
+        return jax.vjp(convolve, x, w)[1](y)
+
+    forward = 2 * (2 * 4 * (6 // groups)) * 7
+    assert flops(convolve, (2, 5, 6), (3, 6 // groups, 4)) == forward
+    assert flops(pulled, (2, 5, 6), (3, 6 // groups, 4), (2, 3, 4)) == 3 * forward
+
+
+def test_flops_of_batched_products_are_those_of_xla():
+    def product(a, b):
+        return jnp.einsum("bik,bkhj->bihj", a, b)
+
+    shapes = (3, 4, 5), (3, 5, 2, 7)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    counted = jax.jit(product).lower(*arguments).cost_analysis()["flops"]
+    assert flops(product, *shapes) == counted == 2 * 3 * 4 * 5 * 14
+
+
 @pytest.mark.slow
 def test_sizes_are_the_published_ones():
     millions = {

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from experiments.bench.entries import hand_written
+from experiments.bench import sharding
+from experiments.bench.entries import SOLVERS, hand_written, jdeq_entry
 from experiments.bench.peers import peer_entries
-from experiments.bench.problems import Truth, problem_b
-from experiments.bench.solvers import REACHED, SOLVERS, jdeq_entry, tightened
+from experiments.bench.problems import problem_b
+from experiments.bench.solvers import REACHED, tightened
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,9 +37,14 @@ def test_quick_run_writes_the_report(tmp_path):
             if kind.endswith("grad"):
                 assert values["products"] > 0
                 assert values["gradient_error"] <= 1e-3
+    for name in ("jdeq Picard", "jdeq Anderson"):
+        values = cases["mixed, value_and_grad", name]
+        assert not values["error"] and values["residual_worst_sample"] <= REACHED
+        assert values["gradient_error"] <= 1e-3
     table = (tmp_path / "solvers" / "table.md").read_text()
     assert "## B, value_and_grad" in table
     assert "with the loss multiplied by 1e-6" in table
+    assert "one entry for all of them: jdeq" in table
     assert (tmp_path / "solvers" / "bars.png").stat().st_size > 0
     assert table in done.stdout
 
@@ -68,6 +75,28 @@ def test_quick_run_of_the_models_suite(tmp_path):
     assert float(generation.rsplit(" ", 1)[1]) < 1e-4  # log-probabilities, cached and not
 
 
+@pytest.mark.every
+def test_quick_run_of_the_training_suite(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "training", "--quick", "--out"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "training" / "results.json").read_text())
+    cases = {(c["group"].split(",")[0], c["name"]): c for c in content["cases"]}
+    assert not any(c["error"] for c in cases.values())
+    memory = {n: c["temp_mib"] for (g, n), c in cases.items() if g == "memory of a training step"}
+    assert memory["jdeq, 24/24"] < 1.02 * memory["jdeq, 12/12"]
+    assert memory["explicit, 1 layers"] < memory["explicit, 4 layers"]
+    assert cases["Jacobian penalty", "the penalty alone"]["products"] == 1
+    assert all(c["compile_seconds"] > 0 for (g, _), c in cases.items() if "compile time" in g)
+
+
+def test_sharding_is_skipped_without_enough_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    sharding.run(out=tmp_path, rounds=1, quick=True)
+    assert "JAX_NUM_CPU_DEVICES=64" in capsys.readouterr().out
+    assert "there are 3" in (tmp_path / "table.md").read_text()
+
+
 def test_wrong_command_lines():
     def stderr(*arguments):
         command = [sys.executable, "-m", "experiments.bench", *arguments]
@@ -77,6 +106,8 @@ def test_wrong_command_lines():
 
     assert "invalid choice: 'solver'" in stderr("solver", "--out", "x")
     assert "--rounds must be >= 1; got 0" in stderr("solvers", "--out", "x", "--rounds", "0")
+    assert "--only goes with the suite solvers" in stderr("rules", "--out", "x", "--only", "A")
+    assert "got C" in stderr("solvers", "--out", "x", "--only", "A,C")
 
 
 OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.items())]
@@ -86,7 +117,6 @@ OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.i
 def test_entry_solves(entry):
     """Ours reach the asked residual; a peer that does not is marked in the table, not refused."""
     problem = problem_b(batch=4, width=32)
-    truth = Truth(problem.params, problem.x)
-    z, _ = tightened(entry, problem, truth)(problem.f, problem.params, problem.z0, problem.x)
+    z, _ = tightened(entry, problem)(problem.f, *problem.args)
     reached = REACHED if entry in OURS else 10 * REACHED
-    assert truth.residual(z)["residual_worst_sample"] <= reached
+    assert problem.known.residual(z)["residual_worst_sample"] <= reached
