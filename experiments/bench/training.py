@@ -113,15 +113,9 @@ def solve_memory(plan: Plan, report) -> tuple[list[Result], list[str]]:
     """Temporaries of a forward solve, in states: of a map that keeps nothing but its value, and of
     the model's cell.
     """
-    solvers = {f"Anderson depth {d}": jdeq.Anderson(depth=d) for d in plan.depths}
-    if "history_dtype" in {field.name for field in dataclasses.fields(jdeq.Anderson)}:
-        solvers |= {
-            f"Anderson depth {d}, history in bfloat16": jdeq.Anderson(
-                depth=d, **{"history_dtype": jnp.bfloat16}
-            )
-            for d in plan.depths
-        }
-    solvers = {"Picard": jdeq.Picard(), **solvers}
+    solvers = {"Picard": jdeq.Picard()} | {
+        f"Anderson depth {d}": jdeq.Anderson(depth=d) for d in plan.depths
+    }
     size = plan.size
     variables, batch = jax.eval_shape(partial(draw, size, implicit(size, 1)))
     state = jax.ShapeDtypeStruct((size.batch, size.length * size.deq.width), jnp.float32)
