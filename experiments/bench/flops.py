@@ -8,7 +8,7 @@ holds for the loops of a softmax, and for gradient rules that do not report what
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,4 +96,7 @@ def _convolution(left: tuple[int, ...], right: tuple[int, ...], params: dict[str
     return float(pairs)
 
 
-_COUNTS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+_COUNTS: dict[str, Callable[..., float]] = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+}

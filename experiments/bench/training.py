@@ -83,7 +83,7 @@ def bare(group: str, name: str, **facts: float) -> Result:
 
 def temporaries(function: Any, *args: Any) -> float:
     """MiB, by the compiler."""
-    memory = jax.jit(function).lower(*args).compile().memory_analysis()
+    memory: Any = jax.jit(function).lower(*args).compile().memory_analysis()
     return memory.temp_size_in_bytes / MIB
 
 
@@ -171,7 +171,7 @@ def penalty_cases(plan: Plan) -> list[Case]:
         return run
 
     group = f"Jacobian penalty, {size.title}, {budget} evaluations and products"
-    shared = {"group": group, "reference": STEP}
+    shared: dict[str, Any] = {"group": group, "reference": STEP}
     return [
         Case(name=STEP, make=partial(training_step, model), f=None, args=step, **shared),
         Case(
@@ -225,8 +225,9 @@ def compile_times(plan: Plan, report) -> tuple[list[Result], list[str]]:
     compiled: dict[str, list[float]] = {name: [] for name in models}
     kept: dict[str, float] = {}
     given = {name: shapes(size, model) for name, model in models.items()}
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    config: Any = jax.config
+    cached = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
     try:
         for _ in range(plan.compilations):
             for name, model in models.items():
@@ -234,13 +235,13 @@ def compile_times(plan: Plan, report) -> tuple[list[Result], list[str]]:
                 start = time.perf_counter()
                 lowered = jax.jit(training_step(model)).lower(*given[name])
                 between = time.perf_counter()
-                program = lowered.compile()
+                program: Any = lowered.compile()
                 traced[name].append(between - start)
                 compiled[name].append(time.perf_counter() - between)
                 kept[name] = program.memory_analysis().temp_size_in_bytes / MIB
                 report(f"compile {name}: {traced[name][-1]:.2f} + {compiled[name][-1]:.2f} s")
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+        config.update("jax_enable_compilation_cache", cached)
     rows, middle = [], {}
     for name in models:
         first, second = statistics.median(traced[name]), statistics.median(compiled[name])

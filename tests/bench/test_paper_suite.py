@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +88,8 @@ def test_flops_of_batched_products_are_those_of_xla():
 
     shapes = (3, 4, 5), (3, 5, 2, 7)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    counted = jax.jit(product).lower(*arguments).cost_analysis()["flops"]
-    assert flops(product, *shapes) == counted == 2 * 3 * 4 * 5 * 14
+    counted: Any = jax.jit(product).lower(*arguments).cost_analysis()
+    assert flops(product, *shapes) == counted["flops"] == 2 * 3 * 4 * 5 * 14
 
 
 @pytest.mark.slow
