@@ -32,9 +32,13 @@ seed 0 on the standard configuration; seeds 1 and 2 had no part in it.
 Published, CIFAR-10, after 1 to 6: gamma 0.1: 82.4, 89.7, 91.9, 92.3, 92.7, 92.9; gamma 0.6:
 85.8, 91.5, 92.7, 93.0, 93.0, 93.1; gamma 1.2: 84.4, 89.6, 92.2, 92.6, 92.7, 92.7; without the
 penalty 89.1 after 6 and 93.6 after 17 (Table 2).""",
+    found="""\
+The penalty's gain is at short budgets (after 2 evaluations 97% against 75%) and in the
+evaluations to a tolerance (8.0 against 18.9 to 0.001). After 6, where the paper's CIFAR-10 models
+differ by four points, these differ by 0.4: the digits are solved by then either way. What one
+evaluation gives is a matter of the seed.""",
     variants=(_GAMMA_0, _GAMMA_HALF, _GAMMA_2),
     tables=(Table(columns=_DIGITS_COLUMNS),),
-    by_hand="digits_gamma",
 )
 
 GROWING_INSTABILITY = Study(
@@ -44,6 +48,12 @@ GROWING_INSTABILITY = Study(
 Figures 1a and 1b of the paper in small: without the penalty residuals and the Frobenius norm of
 the Jacobian grow as training goes on. The norm is estimated as the penalty is, with 16 probes a
 sample, on 16 test images.""",
+    found="""\
+Without the penalty the residuals stop falling right after the pre-training, at 4% forward and 11%
+backward, and the norm of the Jacobian stays at 22; with it they go on to 0.1% and 0.2%, the norm
+to 6.7 (medians at the end). But nothing grows on the digits, as it does in the paper: growth is
+seen in the DEQ-Transformers below, whose residuals go from 0.002 to 0.06 (post-norm) and 0.9
+(pre-norm).""",
     variants=(_GAMMA_0, _GAMMA_2),
     pictures=(
         pictures.curves(
@@ -63,6 +73,10 @@ WEIGHT_DECAY = Study(
 Figure 8 of the paper in small: there a weight decay of 1e-6 with Adam, here the decoupled one of
 AdamW (times the learning rate, 3e-3 at most) on the digits' MDEQ without the penalty; 0.05 is
 the recipe's.""",
+    found="""\
+As in the paper: from no decay to ten times the recipe's the evaluations to 0.001 and the spectral
+radius stay within the spread of the seeds, and so do the residuals; the penalty more than halves
+the evaluations.""",
     variants=(
         Variant(
             label="weight decay 0",
@@ -96,6 +110,11 @@ Section 2.2 of the paper: Linsley et al. (2020) penalise column sums of the Jaco
 for which one product with ones is enough, but entries of both signs cancel: the penalty is 0 on
 [[2, -2], [-2, 2]], which has an eigenvalue of 4 (tests/experiments/test_controls.py). Here in
 place of the Jacobian penalty, at the same weight and on the same half of the steps.""",
+    found="""\
+It does nothing. The penalty is 0 at every step of every run: the cell ends in a GroupNorm, whose
+outputs add up to a constant, so that the entries of each column of the Jacobian cancel whatever
+its eigenvalues are (on the MDEQ cell of experiments/bench/problems.py column sums of 1e-6, where
+sums with random signs reach 3). Residuals, norm and radius are those without any penalty.""",
     variants=(
         _GAMMA_0.named("no penalty"),
         Variant(
