@@ -39,9 +39,9 @@ Written by `python -m experiments.report` from the records in experiments/result
 edited. Sections marked so were measured by hand earlier; the synthetic study is made by
 `python -m experiments.synthetic`. Every other study is trained by
 `python -m experiments.study NAME --runs DIR`, and shown by
-`python -m experiments.report --runs DIR`; a single run by its command with `--workdir DIR --seed
-S`. Numbers are means +- standard deviations over seeds (each seed's where they lie far apart),
-in float32. Times of solvers and rules: bench/README.md.
+`python -m experiments.report --runs DIR`; a single run by its command and `--seed S`. Numbers are
+means +- standard deviations over seeds (each seed's where they lie far apart), in float32. Times of
+solvers and rules: bench/README.md.
 """
 _MARK = """\
 *Measured by hand, at an earlier commit, on a machine with 2 CPU cores, jax 0.10.2; {}.*

@@ -143,6 +143,10 @@ Figure 6 of the paper in small, on the digits: error, time of a training step, e
 training step (forward and backward together), temporary memory of a step as the compiler counts
 it. Published, CIFAR-10: ResNet-18 93.0% with 10M parameters, MDEQ 93.6% with 17 evaluations,
 MDEQ + JR 93.1% with 6 (Table 2).""",
+    found="""\
+The regularized MDEQ has the smallest error by 0.2 points, of which one image is 0.3: the three
+are equal on these digits. The explicit ResNet, with half the parameters, takes a twelfth of the
+time and a sixth of the memory of a step. The penalty adds 47 ms to the steps it is drawn for.""",
     variants=(
         Variant(label="ResNet, explicit", run="digits_resnet"),
         _GAMMA_0.named("MDEQ"),

@@ -60,7 +60,8 @@ class Variant:
     @property
     def command(self) -> str:
         """How to train it."""
-        return " ".join(["python -m experiments.train", self.run, *self.overrides])
+        words = ["python -m experiments.train", self.run, "--workdir", "DIR", *self.overrides]
+        return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

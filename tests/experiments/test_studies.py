@@ -135,7 +135,9 @@ def test_new_runs_become_a_section_with_pictures(tmp_path):
     text = report.render(results)
     section = text[text.index(f"## {gamma.title}") :].split("\n## ")[0]
     assert "92.00 +- 2.00" in section and "by hand" not in section
-    assert "python -m experiments.train digits_mdeq --regularizer.gamma 0.5" in section
+    assert (
+        "python -m experiments.train digits_mdeq --workdir DIR --regularizer.gamma 0.5" in section
+    )
     assert "9 runs: commit abc, 1 x CPU, 2 CPU cores, jax 1, data d." in section
     assert "## Copy memory\n\n*Measured by hand" in text  # without records it stands as it was
     report.draw(by_name["growing_instability"], results)
@@ -207,7 +209,7 @@ def test_a_variant_is_trained_by_the_command_that_is_shown():
     variant = Variant(label="x", run="digits_mdeq", overrides=("--regularizer.gamma", "0.5"))
     words = variant.command.split()
     assert words[:3] == ["python", "-m", "experiments.train"]
-    assert words[3:] == [variant.run, *variant.overrides]
+    assert words[3:] == [variant.run, "--workdir", "DIR", *variant.overrides]
 
 
 def test_results_are_what_the_command_writes():
