@@ -148,7 +148,6 @@ def fixed_point(
         trace,
         test_every,
         smaller,
-        compact,
     )
     return _run(problem, gradient, (params, [captured, *captured_by_smaller]), z0, x, probe)
 

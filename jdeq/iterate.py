@@ -27,17 +27,6 @@ def resolution(z: PyTree) -> float:
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z)) / 2
 
 
-def compact_sizes(samples: int, compact: int) -> list[int]:
-    """How many samples a solve goes on with when the others are done: ``samples // compact``,
-    that over ``compact``, and so on while there is one; none for ``compact = 1``.
-    """
-    sizes = []
-    while compact > 1 and samples >= compact:
-        samples //= compact
-        sizes.append(samples)
-    return sizes
-
-
 class _Progress(NamedTuple):
     step: Int[Array, ""]  # init or solver steps taken
     state: Any  # the solver's
@@ -279,7 +268,6 @@ def solve(
 
         return part
 
-    sizes = compact_sizes(tree.batch_shape(z0, 1)[0], problem.compact) if problem.smaller else []
     return iterate(
         lambda z: problem.f(params, z, x),
         solver or problem.solver,
@@ -295,7 +283,7 @@ def solve(
         last=last,
         unroll=unroll,
         checkpoint=checkpoint,
-        smaller=list(zip(sizes, map(of_rows, problem.smaller), strict=True)),
+        smaller=[(size, of_rows(f)) for size, f in problem.smaller],
     )
 
 

@@ -9,7 +9,6 @@ import jax.extend.core
 from jaxtyping import PyTree
 
 from jdeq import tree
-from jdeq.iterate import compact_sizes
 from jdeq.program import same_program
 
 
@@ -67,10 +66,21 @@ class Traced:
         )
 
 
+def compact_sizes(samples: int, compact: int) -> list[int]:
+    """How many samples a solve goes on with when the others are done: ``samples // compact``,
+    that over ``compact``, and so on while there is one; none for ``compact = 1``.
+    """
+    sizes = []
+    while compact > 1 and samples >= compact:
+        samples //= compact
+        sizes.append(samples)
+    return sizes
+
+
 def trace_smaller(
     f: Any, params: PyTree, z0: PyTree, x: PyTree, compact: int
-) -> tuple[tuple["Traced", ...], list]:
-    """f traced for fewer and fewer samples, and what it captures each time."""
+) -> tuple[tuple[tuple[int, "Traced"], ...], list]:
+    """Fewer and fewer samples with f traced for so many, and what it captures each time."""
     programs, captured = [], []
     samples = tree.batch_shape(z0, 1)[0] if compact > 1 else 0
     for size in compact_sizes(samples, compact):
@@ -83,7 +93,7 @@ def trace_smaller(
                 "samples, without params or captured arrays that have one entry per sample; on "
                 f"{size} of {samples}: {error}"
             ) from error
-        programs.append(program)
+        programs.append((size, program))
         # Their gradients come through the f of all samples.
         captured.append(jax.lax.stop_gradient(consts))
     return tuple(programs), captured

@@ -117,8 +117,7 @@ class Problem:
     causal: bool
     trace: bool
     test_every: int
-    smaller: tuple[ParamMap, ...] = ()  # f for fewer samples, by size: see `compact_sizes`
-    compact: int = 1
+    smaller: tuple[tuple[int, ParamMap], ...] = ()  # fewer samples, and f for so many
 
 
 class GradientRule(abc.ABC):

@@ -12,7 +12,7 @@ import pytest
 import jdeq
 import jdeq.linen
 import jdeq.nnx
-from jdeq.iterate import compact_sizes
+from jdeq.traced import compact_sizes
 
 WIDTH = 6
 HARD = (3, 9)

@@ -36,6 +36,16 @@ def overhead_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
 PRODUCTS = 10
 
 
+def bare_products(f):
+    """`PRODUCTS` products with the transposed Jacobian of f, one after the other."""
+
+    def run(params, z, x):
+        _, product = jax.vjp(lambda z: f(params, z, x), z)
+        return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
+
+    return run
+
+
 def penalty_cases(problem: Problem) -> list[Case]:
     """A training step without and with the Jacobian penalty, and bare backward products."""
     key = jax.random.key(0)
@@ -48,17 +58,10 @@ def penalty_cases(problem: Problem) -> list[Case]:
 
         return jax.value_and_grad(loss)
 
-    def products(f):
-        def run(params, z, x):
-            _, product = jax.vjp(lambda z: f(params, z, x), z)
-            return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
-
-        return run
-
     makes = {
         "step": partial(step, 0.0),
         "step with penalty": partial(step, 1.0),
-        f"{PRODUCTS} backward products": products,
+        f"{PRODUCTS} backward products": bare_products,
     }
     return [
         Case(

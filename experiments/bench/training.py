@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import jdeq
 from experiments.bench.harness import MIB, Case, Result, measure
 from experiments.bench.models import NEVER, Size, draw, pair, training_step
+from experiments.bench.overheads import PRODUCTS, bare_products
 from experiments.bench.report import write
 from jdeq.models import DEQTransformerLM, TransformerXL, TransformerXLConfig
 from jdeq.training import equilibrium_of
-
-PRODUCTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,13 +162,6 @@ def penalty_cases(plan: Plan) -> list[Case]:
     def penalty(f):
         return lambda params, z, x: jdeq.jacobian_penalty(f, params, z, x, key).mean()
 
-    def products(f):
-        def run(params, z, x):
-            _, product = jax.vjp(lambda z: f(params, z, x), z)
-            return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
-
-        return run
-
     group = f"Jacobian penalty, {size.title}, {budget} evaluations and products"
     shared: dict[str, Any] = {"group": group, "reference": STEP}
     return [
@@ -189,7 +181,13 @@ def penalty_cases(plan: Plan) -> list[Case]:
             args=posed,
             **shared,
         ),
-        Case(name=f"{PRODUCTS} backward products", make=products, f=known.f, args=posed, **shared),
+        Case(
+            name=f"{PRODUCTS} backward products",
+            make=bare_products,
+            f=known.f,
+            args=posed,
+            **shared,
+        ),
     ]
 
 

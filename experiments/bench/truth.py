@@ -2,7 +2,7 @@
 sample and one dense solve of ``(I - J^T) v = dL/dz`` a sample. No entry shares code with them.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +14,7 @@ CHECKED = 4
 """Samples whose spectrum is taken."""
 
 
-class Truth:
+class Truth(ABC):
     """The truth of one batch; states are flattened to float64[batch, d].
 
     Args:

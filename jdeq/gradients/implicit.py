@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
-from jdeq.iterate import compact_sizes, iterate
+from jdeq.iterate import iterate
 from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
 from jdeq.types import Map, Problem, Solver, SolverStats, require_integer
 
@@ -77,8 +77,7 @@ class Implicit(TangentRule):
                 max_steps=self.max_steps or problem.max_steps,
                 ndim=problem.batch_ndim,
                 test_every=problem.test_every,
-                compact=problem.compact,
-                smaller=at.operators_of_rows(transpose),
+                smaller=at.smaller_operators(transpose),
             )
 
         b, operator = at.linearize(tangents)
@@ -99,11 +98,10 @@ def affine_solve(
     max_steps: int,
     ndim: int,
     test_every: int,
-    compact: int = 1,
-    smaller: Sequence[Callable[[Array], Map]] = (),
+    smaller: Sequence[tuple[int, Callable[[Array], Map]]] = (),
 ) -> tuple[PyTree, SolverStats]:
     """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b;
-    ``smaller``: ``rows -> operator`` of these samples alone, by `compact_sizes`.
+    ``smaller``: fewer samples, each with ``rows -> operator`` of these alone.
     """
     # In two steps: the squares of large and of small entries leave the range of floats.
     largest = tree.largest(b, ndim)
@@ -116,7 +114,6 @@ def affine_solve(
     def affine(operator: Map, unit: PyTree) -> Map:
         return lambda u: tree.cast_like(tree.add(operator(u), unit), unit)
 
-    sizes = compact_sizes(tree.batch_shape(b, 1)[0], compact) if smaller else []
     solution, _ = iterate(
         affine(operator, unit),
         solver,
@@ -128,7 +125,7 @@ def affine_solve(
         test_every=test_every,
         smaller=[
             (size, lambda rows, of=of: affine(of(rows), tree.take(unit, rows, 1)))
-            for size, of in zip(sizes, smaller, strict=True)
+            for size, of in smaller
         ],
     )
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats

@@ -64,14 +64,13 @@ class Point:
         _, push = jax.linearize(lambda z: call(values, z), self.z)
         return b, push
 
-    def operators_of_rows(self, transpose: bool) -> list[Callable[[Array], Map]]:
-        """For each smaller size, ``rows -> (v -> J v)``, or ``J^T v``, of these samples alone."""
+    def smaller_operators(self, transpose: bool) -> list[tuple[int, Callable[[Array], Map]]]:
+        """Each smaller size with ``rows -> (v -> J v)``, or ``J^T v``, of these samples alone."""
 
         def of(f: ParamMap) -> Callable[[Array], Map]:
             def part(rows: Array) -> Map:
                 z, x = tree.take((self.z, self.x), rows, 1)
-                call = functools.partial(self._at, f, x)
-                _, push = jax.linearize(call, z)
+                _, push = jax.linearize(lambda z: f(self.params, z, x), z)
                 if not transpose:
                     return push
                 pull = jax.linear_transpose(push, z)
@@ -79,10 +78,7 @@ class Point:
 
             return part
 
-        return [of(f) for f in self.problem.smaller]
-
-    def _at(self, f: ParamMap, x: PyTree, z: PyTree) -> PyTree:
-        return f(self.params, z, x)
+        return [(size, of(f)) for size, f in self.problem.smaller]
 
     def unroll(self, step: ParamMap, tangents: Tangents) -> PyTree:
         """Tangent of ``step(params, z, x)`` when params and x move, z being where it starts."""
