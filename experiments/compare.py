@@ -14,7 +14,7 @@ from experiments import workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import flatten, read_config
-from experiments.tables import spread
+from experiments.tables import markdown, spread
 
 _QUALITIES = {  # scale, name and digits of the measure that a task is judged by
     "word_perplexity": (1, "perplexity a word", 2),
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> int:
     others = _differing(list(groups))
     heads = ["solver", "gradient", "gamma", *others, "seeds", *stops]
     heads += ["nfe at the last", "spectral radius", "train s"]
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    table = []
     for config, reports in groups.items():
         cells = [config.solver.kind, config.gradient.kind, f"{config.regularizer.gamma:g}"]
         fields = flatten(dataclasses.asdict(config))
@@ -76,7 +76,8 @@ def run(arguments: Arguments) -> int:
         radii = [report["spectral_radius_mean"] for report in reports]
         cells.append("" if None in radii else spread(radii))  # explicit models have none
         cells.append(spread([report["train_seconds"] for report in reports], digits=0))
-        print("| " + " | ".join(cells) + " |")
+        table.append(cells)
+    print(markdown(heads, table))
     return 0
 
 

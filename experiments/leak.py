@@ -3,10 +3,12 @@
 Solvers that mix, search or stop over a whole sequence let later tokens change earlier outputs at
 any finite budget. For a trained language model: quality and evaluations with the causal solve and
 with each sequence as one sample, and how far the log-probabilities of the first half of a window
-move when the tokens of the second half are replaced. Changes nothing in DIR.
+move when the tokens of the second half are replaced. What is printed is also in leak.json of DIR;
+the run itself is left as it was.
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -18,10 +20,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import stopping, trained
+from experiments import stopping, trained, workdir
 from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
+from experiments.provenance import provenance
+from experiments.tables import markdown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Arguments:
 
 
 def run(arguments: Arguments) -> int:
-    """Restore, measure, print a Markdown table."""
+    """Restore, measure, write, print a Markdown table."""
     console = Console(highlight=False, stderr=True)
     loaded, restored = trained.load(arguments.workdir, console)
     if not hasattr(loaded.model, "causal"):
@@ -48,20 +52,35 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"windows must be >= 1; got {arguments.windows}")
     variables = restored.state.averaged_variables
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
-    quality = loaded.task.quality
-    heads = ["solve", "stop", quality, "mean nfe", "leak, mean", "leak, largest"]
-    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    rows = []
     for causal in (True, False):
         model = loaded.model.clone(causal=causal)
         for row in stopping.evaluate_at(model, variables, loaded.task, **stops):
             options = stopping.stop_options(model, row)
             moved = _moved(loaded, model.clone(**options), variables, arguments.windows)
-            name = "causal" if causal else "whole sequence"
-            print(
-                f"| {name} | {row['stop']} | {row[quality]:.4f} | {row['nfe_forward']:.2f} | "
-                f"{moved.mean():.1e} | {moved.max():.1e} |"
-            )
+            moved = {"leak_mean": float(moved.mean()), "leak_max": float(moved.max())}
+            rows.append({"causal": causal, **row, **moved})
+    found = {"quality": loaded.task.quality, "rows": rows, "provenance": provenance()}
+    workdir.write_text(arguments.workdir / "leak.json", json.dumps(found, indent=1) + "\n")
+    rows = shown(found)
+    print(markdown(list(rows[0]), (list(row.values()) for row in rows)))
     return 0
+
+
+def shown(found: dict[str, Any]) -> list[dict[str, str]]:
+    """What leak.json holds, as the rows of a table."""
+    quality = found["quality"]
+    return [
+        {
+            "solve": "causal" if row["causal"] else "whole sequence",
+            "stop": row["stop"],
+            quality.replace("_", " "): f"{row[quality]:.4f}",
+            "mean nfe": f"{row['nfe_forward']:.2f}",
+            "leak, mean (nats)": f"{row['leak_mean']:.1e}",
+            "leak, largest (nats)": f"{row['leak_max']:.1e}",
+        }
+        for row in found["rows"]
+    ]
 
 
 def _moved(loaded: Run, model: Any, variables: dict[str, Any], windows: int) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 Written whole from the records in experiments/results/runs, a few KB for each run. With
 ``--runs`` the finished runs that experiments.study trained in DIR become records first, in place
-of older ones of the same name. A study without records shows the section of
-experiments/studies/by_hand in its place. No number of RESULTS.md is written by hand elsewhere;
-words are those of experiments/studies.
+of older ones of the same name. A study without records is left out. No number in a table is written
+by hand; words are those of experiments/studies.
 """
 
 import collections
@@ -23,28 +22,22 @@ from experiments.config import ConfigError
 from experiments.studies import STUDIES, Study
 from experiments.studies import records as kept
 from experiments.studies.records import Record
-from experiments.studies.study import Records, Table
+from experiments.studies.study import Listing, Records, Table
 from experiments.study import finished
-from experiments.tables import read_rows, write_rows
+from experiments.tables import markdown, read_rows, write_rows
 
 HERE = pathlib.Path(__file__).parent
-BY_HAND = HERE / "studies" / "by_hand"
 RESULTS = HERE / "results"
 TEXT = HERE / "RESULTS.md"
-_ALWAYS = ("causal", "meshes")  # sections that no runs of a study stand behind
 _HEAD = """\
 # Results
 
 Written by `python -m experiments.report` from the records in experiments/results; not to be
-edited. Sections marked so were measured by hand earlier; the synthetic study is made by
-`python -m experiments.synthetic`. Every other study is trained by
-`python -m experiments.study NAME --runs DIR`, and shown by
+edited. The synthetic study is made by `python -m experiments.synthetic`; every other study is
+trained by `python -m experiments.study NAME --runs DIR`, and shown by
 `python -m experiments.report --runs DIR`; a single run by its command and `--seed S`. Numbers are
 means +- standard deviations over seeds (each seed's where they lie far apart), in float32. Times of
 solvers and rules: bench/README.md.
-"""
-_MARK = """\
-*Measured by hand, at an earlier commit, on a machine with 2 CPU cores, jax 0.10.2; {}.*
 """
 
 
@@ -118,20 +111,11 @@ def render(results: pathlib.Path) -> str:
         records = records_of(study, results)
         if records:
             sections.append(_section(study, records))
-        elif study.by_hand is not None:
-            sections.append(_by_hand(study.by_hand))
     table = results / "synthetic" / "table.md"  # by experiments.synthetic
     if table.exists():
         words = (HERE / "studies" / "synthetic.md").read_text()
         sections.append(words.replace("TABLE\n", table.read_text()))
-    sections += [_by_hand(name) for name in _ALWAYS]
     return "\n".join(section.rstrip("\n") + "\n" for section in sections)
-
-
-def _by_hand(name: str) -> str:
-    title, rest = (BY_HAND / f"{name}.md").read_text().split("\n", 1)
-    whence = "by tests and scripts" if name == "meshes" else "the run folders are gone"
-    return f"{title}\n\n{_MARK.format(whence)}{rest}"
 
 
 def _section(study: Study, records: Records) -> str:
@@ -148,15 +132,23 @@ def _section(study: Study, records: Records) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table, records: Records) -> str:
+def _table(table: Table | Listing, records: Records) -> str:
+    if isinstance(table, Listing):
+        rows = table.rows(records)
+        return markdown(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
     published = any(variant.published for variant in records)
     heads = ["run", *(head for head, _ in table.columns), *(["published"] if published else [])]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for variant, runs in records.items():
-        cells = [variant.label, *(cell(runs) for _, cell in table.columns)]
-        cells += [variant.published] if published else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(
+        heads,
+        (
+            [
+                variant.label,
+                *(cell(runs) for _, cell in table.columns),
+                *([variant.published] if published else []),
+            ]
+            for variant, runs in records.items()
+        ),
+    )
 
 
 def _origin(study: Study, records: Records) -> str:

@@ -17,6 +17,7 @@ from experiments.build import Run
 from experiments.provenance import provenance
 from experiments.run_pictures import draw
 from experiments.stopping import evaluate_at
+from experiments.tables import markdown
 from jdeq import plots
 from jdeq.training import TensorBoard, TrainState, read_metrics
 
@@ -130,9 +131,7 @@ def _cells(row: dict[str, Any], key: str = "stop") -> list[str]:
 
 
 def _markdown(report: dict[str, Any], figures: Iterable[str]) -> str:
-    heads = _heads(report["test"])
     lines = ["# Report", "", _summary(report) + ".", "", "Test examples:", ""]
-    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["test"]]
+    lines.append(markdown(_heads(report["test"]), map(_cells, report["test"])))
     lines += ["", *(f"![{name}]({name}.png)\n" for name in figures)]
     return "\n".join(lines)

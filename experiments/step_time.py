@@ -1,8 +1,8 @@
-"""A training step by itself: ``python -m experiments.step_time --workdirs DIR DIR ...``.
+"""A training step by itself: ``python -m experiments.step_time --workdir DIR``.
 
 What a step of a run takes is in its metrics, beside whatever else the machine did. This takes the
-newest checkpoint of each run in turn, with nothing else running, trains on for some steps, and
-writes their median into step_time.json; the run itself is left as it was.
+newest checkpoint, trains on for some steps, and writes their median into step_time.json of DIR; the
+run itself is left as it was. Nothing else should run.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.config_files import read_config
 from experiments.provenance import provenance
-from experiments.studies.records import STEP_TIME
 from jdeq.training import CheckpointError, Checkpoints, TrainState, TrainStep, count_flops
 
 
@@ -32,26 +31,23 @@ from jdeq.training import CheckpointError, Checkpoints, TrainState, TrainStep, c
 class Arguments:
     """The command line."""
 
-    workdirs: tuple[pathlib.Path, ...]
-    """Directories of runs of experiments.train."""
+    workdir: pathlib.Path
+    """Directory of a run of experiments.train."""
     steps: int = 20
     """Steps of which the median is taken; two more come before them."""
 
 
 def run(arguments: Arguments) -> int:
-    """Time one run after the other."""
+    """Measure, write, print."""
     if arguments.steps < 1:
         raise ConfigError(f"steps must be >= 1; got {arguments.steps}")
     console = Console(highlight=False)
-    for directory in arguments.workdirs:
-        times = measure(directory, arguments.steps, console)
-        workdir.write_text(directory / STEP_TIME, json.dumps(times, indent=1) + "\n")
-        shown = ", ".join(
-            f"{name} {1000 * value:.1f} ms"
-            for name, value in times.items()
-            if isinstance(value, float)
-        )
-        console.print(f"{directory}: {shown}", soft_wrap=True)
+    times = measure(arguments.workdir, arguments.steps, console)
+    workdir.write_text(arguments.workdir / "step_time.json", json.dumps(times, indent=1) + "\n")
+    shown = ", ".join(
+        f"{name} {1000 * value:.1f} ms" for name, value in times.items() if isinstance(value, float)
+    )
+    console.print(f"{arguments.workdir}: {shown}", soft_wrap=True)
     return 0
 
 

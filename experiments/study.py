@@ -5,8 +5,8 @@ NAME is a study of experiments/studies/, ``stability`` for those of the stabilit
 its own in DIR, where studies share it, and a log beside it; N at once, the first seeds first.
 What is finished is not trained again, what was stopped goes on: the same command resumes. A run
 that fails does not stop the others and is named at the end. SIGTERM and Ctrl-C are passed on,
-and every run saves. In the end the steps of runs whose times are shown are timed, one run at a
-time (experiments.step_time).
+and every run saves. In the end what else a study shows of trained runs is measured, one at a time
+(experiments.step_time, experiments.leak).
 
 Several processes share a GPU: with N > 1 they are told not to reserve its memory
 (XLA_PYTHON_CLIENT_PREALLOCATE=false). Compiled programs are kept in DIR/compiled and shared by
@@ -30,7 +30,7 @@ from experiments import train, workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.studies import STABILITY, STUDIES, Study, Training
-from experiments.studies.records import STEP_TIME
+from experiments.studies.study import DEVICES
 
 _GROUPS = {"all": STUDIES, "stability": STABILITY}
 
@@ -96,7 +96,9 @@ def run(arguments: Arguments) -> int:
     pool = Pool(runs, arguments.jobs, console)
     failed = pool.train([t for t in trainings if not finished(t, runs)])
     if not pool.stopped:
-        failed += _time_steps(studies, trainings, pool)
+        alone = Pool(runs, 1, console)
+        failed += alone.run(_unmeasured(studies, trainings, runs))
+        pool.stopped = alone.stopped
     for name in failed:
         console.print(f"failed: {name}, see {runs / (name + '.log')}")
     if pool.stopped:
@@ -106,6 +108,28 @@ def run(arguments: Arguments) -> int:
     for name in left:
         console.print(f"not finished: {name}")
     return 1 if failed or left else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """``python -m experiments.MODULE ARGUMENTS``.
+
+    Args:
+      name: what it and its log are called.
+      module: of experiments.
+      arguments: of the command line.
+      devices: of a CPU, simulated.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    devices: int = 1
+
+    @classmethod
+    def training(cls, training: Training, runs: pathlib.Path) -> "Command":
+        """The run, in its folder of ``runs``."""
+        return cls(training.folder, "train", tuple(training.arguments(runs)), training.devices)
 
 
 class Pool:
@@ -130,25 +154,24 @@ class Pool:
 
     def train(self, trainings: Sequence[Training]) -> list[str]:
         """The runs; returns the folders of those that failed."""
-        waiting = [(t.folder, ["train", *t.arguments(self.runs)]) for t in trainings]
-        return self.run(waiting)
+        return self.run([Command.training(t, self.runs) for t in trainings])
 
-    def run(self, waiting: Sequence[tuple[str, list[str]]]) -> list[str]:
-        """Commands of experiments by name; returns the names of those that failed."""
+    def run(self, commands: Sequence[Command]) -> list[str]:
+        """Returns the names of those that failed."""
         signals = (signal.SIGINT, signal.SIGTERM)
         previous = {number: signal.signal(number, self._stop) for number in signals}
         try:
-            return self._run(waiting)
+            return self._run(commands)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _run(self, waiting: Sequence[tuple[str, list[str]]]) -> list[str]:
-        left, failed, total, done = list(waiting), [], len(waiting), 0
+    def _run(self, commands: Sequence[Command]) -> list[str]:
+        left, failed, total, done = list(commands), [], len(commands), 0
         while self._running or (left and not self.stopped):
             while left and len(self._running) < self._jobs and not self.stopped:
-                name, command = left.pop(0)
-                self._running[name] = self._start(name, command), time.monotonic()
+                name = left[0].name
+                self._running[name] = self._start(left.pop(0)), time.monotonic()
                 if self.stopped:  # the signal came while it started, and was not passed on to it
                     self._running[name][0].send_signal(signal.SIGTERM)
             time.sleep(0.1)
@@ -170,14 +193,15 @@ class Pool:
                 )
         return failed
 
-    def _start(self, name: str, command: list[str]) -> subprocess.Popen:
+    def _start(self, command: Command) -> subprocess.Popen:
         env = {"JAX_COMPILATION_CACHE_DIR": str((self.runs / "compiled").resolve())} | os.environ
         if self._jobs > 1:
             env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | env
-        module, *arguments = command
-        with (self.runs / f"{name}.log").open("a") as log:
+        if command.devices > 1:
+            env = env | {"JAX_PLATFORMS": "cpu", DEVICES: str(command.devices)}
+        with (self.runs / f"{command.name}.log").open("a") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", f"experiments.{module}", *arguments],
+                [sys.executable, "-m", f"experiments.{command.module}", *command.arguments],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -187,18 +211,22 @@ class Pool:
             )
 
 
-def _time_steps(studies: Sequence[Study], trainings: Sequence[Training], pool: Pool) -> list[str]:
-    """Time the first seed's runs of the studies that show times, where that was not done."""
-    shown = {
-        t for study in studies if study.timed for t in study.trainings()[: len(study.variants)]
+def _unmeasured(
+    studies: Sequence[Study], trainings: Sequence[Training], runs: pathlib.Path
+) -> list[Command]:
+    """What the studies show of finished runs of their first seed, where it is not there yet."""
+    wanted = {
+        (training, module): None
+        for study in studies
+        for training in study.trainings()[: len(study.variants)]
+        for module in study.after
+        if training in trainings and finished(training, runs)
     }
-    folders = [
-        pool.runs / training.folder
-        for training in trainings
-        if training in shown and finished(training, pool.runs)
+    return [
+        Command(f"{training.folder}.{module}", module, ("--workdir", str(runs / training.folder)))
+        for training, module in wanted
+        if not (runs / training.folder / f"{module}.json").exists()
     ]
-    folders = [str(folder) for folder in folders if not (folder / STEP_TIME).exists()]
-    return pool.run([("step_time", ["step_time", "--workdirs", *folders])]) if folders else []
 
 
 def finished(training: Training, runs: pathlib.Path) -> bool:

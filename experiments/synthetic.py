@@ -27,7 +27,7 @@ from experiments.build import Run, eval_step
 from experiments.cli import guarded
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run
-from experiments.tables import spread, write_rows
+from experiments.tables import markdown, spread, write_rows
 from jdeq import plots
 from jdeq.data.synthetic import load_synthetic
 from jdeq.training import equilibrium_of, read_metrics
@@ -202,14 +202,13 @@ def table(rows: Sequence[dict[str, float]]) -> str:
         "spectral_radius_mean": ("spectral radius, mean over x", 3),
         "spectral_radius_max": ("largest", 3),
     }
-    lines = ["| " + " | ".join(["gamma", "seeds", *(head for head, _ in heads.values())]) + " |"]
-    lines.append("|---" * (2 + len(heads)) + "|")
+    table = []
     for gamma in dict.fromkeys(row["gamma"] for row in rows):
         own = [row for row in rows if row["gamma"] == gamma]
         cells = [f"{gamma:g}", ", ".join(f"{row['seed']:g}" for row in own)]
         cells += [spread([row[name] for row in own], d) for name, (_, d) in heads.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    return markdown(["gamma", "seeds", *(head for head, _ in heads.values())], table) + "\n"
 
 
 def write_curves(out: pathlib.Path, curves: dict[float, Curves], half_width: float) -> None:

@@ -1,10 +1,10 @@
-"""Numbers as text: those of several seeds in a cell, and rows of them in a CSV file."""
+"""Numbers as text: those of several seeds in a cell, tables of cells, rows in a CSV file."""
 
 import csv
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     if deviation > abs(mean) / 2:
         return ", ".join(f"{value:.{digits}f}" for value in values)
     return f"{mean:.{digits}f} +- {deviation:.{digits}f}"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, without a line break at the end."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]], digits: int = 4) -> None:

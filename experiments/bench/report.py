@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from experiments import tables
 from experiments.bench.harness import Result, quartiles, ratios
 from experiments.provenance import manifest
 
@@ -78,13 +79,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
     cells = {k: [cell(values, k, form) for values in rows] for k, (_, form) in COLUMNS.items()}
     shown = [k for k in COLUMNS if any(cells[k])]
-    lines = [
-        "| entry | " + " | ".join(COLUMNS[k][0] for k in shown) + " |",
-        "|---" * (len(shown) + 1) + "|",
-    ]
-    for index, values in enumerate(rows):
-        lines.append(f"| {values['name']} | " + " | ".join(cells[k][index] for k in shown) + " |")
-    return "\n".join(lines)
+    return tables.markdown(
+        ["entry", *(COLUMNS[k][0] for k in shown)],
+        ([v["name"], *(cells[k][index] for k in shown)] for index, v in enumerate(rows)),
+    )
 
 
 def markdown(

@@ -97,7 +97,7 @@ def step_alone() -> Column:
     """Milliseconds of a training step with nothing else running, without and with the penalty."""
 
     def cell(records: Sequence[Record]) -> str:
-        times = [r.report["step_alone"] for r in records if "step_alone" in r.report]
+        times = [r.report["step_time"] for r in records if "step_time" in r.report]
         if not times:
             return "-"
         values = [times[0]["plain"], times[0]["penalized"]]

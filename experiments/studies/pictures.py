@@ -110,7 +110,7 @@ def quality_over_time(name: str, caption: str, *, measure: str, label: str) -> P
             for run in runs:
                 for record in run.metrics["test"]:
                     values.setdefault(int(record["step"]), []).append(record[measure])
-            timed = next((run for run in runs if "step_alone" in run.report), runs[0])
+            timed = next((run for run in runs if "step_time" in run.report), runs[0])
             for step, found in values.items():
                 out.append(
                     {"variant": variant.label, "step": step, "seconds": seconds_until(timed, step)}
@@ -136,7 +136,7 @@ def seconds_until(record: Record, step: int) -> float:
     """What training took until a step: from the times of its steps alone, where they were taken,
     else as they were beside whatever else ran.
     """
-    alone, config = record.report.get("step_alone"), record.config
+    alone, config = record.report.get("step_time"), record.config
     if alone is None:
         begin, total = 0, 0.0
         for row in record.metrics["train"]:
@@ -206,7 +206,7 @@ def text_quality(record: Record) -> float:
 
 def step_milliseconds(record: Record) -> float | None:
     """Of the mean training step alone, pre-training left out."""
-    if "step_alone" not in record.report:
+    if "step_time" not in record.report:
         return None
     start = record.config["pretrain"]["steps"]
     return 1000 * (seconds_until(record, start + 1) - seconds_until(record, start))

@@ -9,7 +9,8 @@ from experiments import workdir
 from experiments.tables import read_rows, write_rows
 from jdeq.training import read_metrics
 
-STEP_TIME = "step_time.json"
+AFTER = ("step_time", "leak")
+"""Commands of experiments that measure a finished run and leave NAME.json in its folder."""
 _KINDS = {
     "train": (
         "loss_nats",
@@ -53,9 +54,9 @@ def keep(run: pathlib.Path, record: pathlib.Path) -> bool:
     if report is None:
         return False
     record.mkdir(parents=True, exist_ok=True)
-    times = run / STEP_TIME
-    if times.exists():
-        report["step_alone"] = json.loads(times.read_text())
+    for name in AFTER:
+        if (measured := run / f"{name}.json").exists():
+            report[name] = json.loads(measured.read_text())
     config = json.loads((run / workdir.CONFIG_FILE).read_text())
     for name, values in ((workdir.CONFIG_FILE, config), (workdir.REPORT_FILE, _rounded(report))):
         workdir.write_text(record / name, json.dumps(values, indent=1) + "\n")
@@ -65,7 +66,8 @@ def keep(run: pathlib.Path, record: pathlib.Path) -> bool:
         held = [n for n in ("step", *names) if any(n in r for r in found)]
         if found:
             rows = [{name: r.get(name) for name in held} for r in found]
-            write_rows(record / f"{kind}.csv", rows)
+            # Of training all that float32 has: runs on several devices differ in the last digits.
+            write_rows(record / f"{kind}.csv", rows, digits=8 if kind == "train" else 4)
     return True
 
 

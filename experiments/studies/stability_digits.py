@@ -152,7 +152,7 @@ time and a sixth of the memory of a step. The penalty adds 47 ms to the steps it
         _GAMMA_0.named("MDEQ"),
         _GAMMA_2.named("MDEQ + JR"),
     ),
-    timed=True,
+    after=("step_time",),
     tables=(
         Table(
             columns=(

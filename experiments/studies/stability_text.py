@@ -9,7 +9,7 @@ _TEXT = ("--loop.test-every", "100")
 _TEXT_DEQ = (*_TEXT, "--loop.power-iteration")
 _TWELVE = ("--solver.max-steps", "12", "--gradient.max-steps", "12")
 
-_POST = Variant(
+POST_NORM = Variant(
     label="post-norm", run="stdlib_deq", overrides=_TEXT_DEQ, published="24.0 perplexity, nfe 30"
 )
 _POST_JR = Variant(
@@ -77,7 +77,7 @@ were chosen with seed 0 by these test bytes, from 1e-3, 2e-3 and 5e-3, and 2e-3 
 - As good as the explicit twin: **not** at this length of training. At equal bytes the DEQ is 14%
   behind. Its input reaches a position through the attention only, which has to learn to look at
   itself first. A wider injection at the start does not help in the end.""",
-    variants=(_POST, _POST_JR, _PRE, _PRE_JR, _EXPLICIT),
+    variants=(POST_NORM, _POST_JR, _PRE, _PRE_JR, _EXPLICIT),
     tables=(Table(columns=_TEXT_COLUMNS),),
 )
 
@@ -92,8 +92,8 @@ number of steps; tests, checkpoints and compilation are left out.""",
 A step with 12 evaluations takes 57% of one with 24, with the penalty or without it; pre-norm with
 the penalty is about as good as post-norm without in that time. The explicit twin takes 12 to 21%
 of their time a step and is ahead at every moment.""",
-    variants=(_POST, _POST_JR, _PRE_JR, _EXPLICIT),
-    timed=True,
+    variants=(POST_NORM, _POST_JR, _PRE_JR, _EXPLICIT),
+    after=("step_time",),
     tables=(
         Table(
             columns=(
@@ -123,7 +123,7 @@ norm, the published DEQ-Transformer diverges. All without the penalty, 24 evalua
 As in the paper pre-norm diverges: in two of three seeds the forward residual goes to 0.9 and 5.7,
 and the loss rises. Without weight norm training does not diverge here; but its backward solves
 end at a residual of 1, which is no gradient, its radius is 14 to 49, and the model is 7% worse.""",
-    variants=(_POST, _PRE, _PLAIN),
+    variants=(POST_NORM, _PRE, _PLAIN),
     tables=(Table(columns=_TEXT_COLUMNS),),
     pictures=(
         pictures.curves(
@@ -151,7 +151,7 @@ As in the paper: the penalty holds the radius at 1 to 2, with 12 evaluations; wi
 to 11 with 24 evaluations and to 22 with 12. Training with 12 does not diverge here, where the
 paper's with 15 does. The Rayleigh quotient is up to 20% low (medians of the seeds); where the
 radius is large the leading eigenvalue is real, and the two agree.""",
-    variants=(_POST, _POST_12, _POST_JR, _PRE, _PRE_JR),
+    variants=(POST_NORM, _POST_12, _POST_JR, _PRE, _PRE_JR),
     tables=(
         Table(
             columns=(

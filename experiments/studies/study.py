@@ -12,6 +12,7 @@ from experiments.studies.records import Record
 Records = Mapping["Variant", Sequence[Record]]
 """The runs of each variant that there are records of, by seed."""
 Row = dict[str, Any]
+DEVICES = "JAX_NUM_CPU_DEVICES"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Training:
     run: str
     overrides: tuple[str, ...] = ()
     seed: int = 0
+    devices: int = 1
+    """Of a CPU, simulated."""
 
     @property
     def folder(self) -> str:
@@ -46,6 +49,8 @@ class Variant:
     label: str
     run: str
     overrides: tuple[str, ...] = ()
+    devices: int = 1
+    """Of a CPU, simulated."""
     published: str = ""
     """What stands beside it in the paper."""
 
@@ -55,13 +60,16 @@ class Variant:
 
     def training(self, seed: int) -> Training:
         """The run with that seed."""
-        return Training(run=self.run, overrides=self.overrides, seed=seed)
+        return Training(
+            run=self.run, overrides=self.overrides, seed=seed, devices=self.devices
+        )
 
     @property
     def command(self) -> str:
         """How to train it."""
-        words = ["python -m experiments.train", self.run, "--workdir", "DIR", *self.overrides]
-        return " ".join(words)
+        simulated = [f"{DEVICES}={self.devices}"] if self.devices > 1 else []
+        train = ["python -m experiments.train", self.run, "--workdir", "DIR"]
+        return " ".join([*simulated, *train, *self.overrides])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,16 @@ class Table:
 
     columns: Sequence[tuple[str, Callable[[Sequence[Record]], str]]]
     """Headings, and what is written of the seeds' runs."""
+    before: str = ""
+    """Text above it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A table whose rows are not the variants."""
+
+    rows: Callable[[Records], list[dict[str, str]]]
+    """By heading, what is written; every row has the same."""
     before: str = ""
     """Text above it."""
 
@@ -96,14 +114,12 @@ class Study:
     """What it reproduces, and what the paper has."""
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Table | Listing, ...] = ()
     pictures: tuple[Picture, ...] = ()
     found: str = ""
     """What came out, in words."""
-    timed: bool = False
-    """Whether it shows times, which are taken one run at a time."""
-    by_hand: str | None = None
-    """The section that stands in its place until there are records."""
+    after: tuple[str, ...] = ()
+    """Of records.AFTER: what is measured of the finished runs of the first seed, one at a time."""
 
     def trainings(self) -> list[Training]:
         """All runs, the first seed of each variant first."""

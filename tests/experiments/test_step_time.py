@@ -8,7 +8,6 @@ import pytest
 
 from experiments import report, run_report, step_time, train
 from experiments.studies import STUDIES, pictures
-from experiments.studies import records as kept
 from experiments.studies.study import Variant
 from experiments.tables import read_rows
 
@@ -42,8 +41,8 @@ def test_times_of_a_run_become_pictures(cache, tmp_path, monkeypatch):
     assert train.main(training.arguments(runs)) == 0
     folder = runs / training.folder
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert step_time.main(["--workdirs", str(folder), "--steps", "1"]) == 0
-    times = json.loads((folder / kept.STEP_TIME).read_text())
+    assert step_time.main(["--workdir", str(folder), "--steps", "1"]) == 0
+    times = json.loads((folder / "step_time.json").read_text())
     for kind in ("plain", "penalized", "pretrain"):
         assert 0 < times[kind] < 60
     assert {p: p.read_bytes() for p in before} == before  # the run is left as it was
@@ -51,7 +50,7 @@ def test_times_of_a_run_become_pictures(cache, tmp_path, monkeypatch):
     assert report.collect(runs, results) == 1
     report.draw(study, results)
     (record,) = next(iter(report.records_of(study, results).values()))
-    assert record.report["step_alone"]["plain"] == pytest.approx(times["plain"], rel=1e-5)
+    assert record.report["step_time"]["plain"] == pytest.approx(times["plain"], rel=1e-5)
     last = record.metrics["spectrum"][-1]
     assert math.isfinite(last["rayleigh_quotient_mean"]) and last["spectral_radius_mean"] > 0
     rows = {p.name: read_rows(results / "costs" / f"{p.name}.csv") for p in study.pictures}

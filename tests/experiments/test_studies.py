@@ -20,7 +20,7 @@ VARIANTS = list({v.training(0): v for s in STUDIES for v in s.variants}.values()
 STEPS = (10, 20)
 
 
-def make_run(folder, training, *, accuracy=0.5, radius=2.0, alone=None):
+def make_run(folder, training, *, accuracy=0.5, radius=2.0, loss=1.0, after=None):
     """A finished run as experiments.train leaves it, of made-up numbers."""
     folder.mkdir(parents=True)
     config = train.parse(training.arguments("runs"))[1].config
@@ -47,9 +47,9 @@ def make_run(folder, training, *, accuracy=0.5, radius=2.0, alone=None):
         "provenance": origin,
     }
     (folder / "report.json").write_text(json.dumps(whole))
-    if alone is not None:
-        (folder / kept.STEP_TIME).write_text(json.dumps(alone))
-    common = {"loss_nats": 1.0, "nfe_forward": 7.0, "nfe_backward": 8.0, "step_seconds": 0.5}
+    for name, measured in (after or {}).items():
+        (folder / f"{name}.json").write_text(json.dumps(measured))
+    common = {"loss_nats": loss, "nfe_forward": 7.0, "nfe_backward": 8.0, "step_seconds": 0.5}
     residuals = {"residual_mean": None, "residual_max": 0.5, "residual_backward": 0.25}
     lines = [{"step": s, "kind": "train", **common, **residuals} for s in STEPS]
     spectrum = {"spectral_radius_mean": radius, "jacobian_norm_mean": 3.0}
@@ -91,17 +91,18 @@ def test_a_name_says_what_is_overridden():
 def test_one_that_fails_does_not_stop_the_others(tmp_path, capfd):
     before = signal.getsignal(signal.SIGTERM)
     pool = study.Pool(tmp_path, 1, Console(width=200))
-    assert pool.run([("bad", ["train", "no_such_run"]), ("good", ["train", "--help"])]) == ["bad"]
+    commands = [study.Command(n, "train", (n,)) for n in ("no_such_run", "--help")]
+    assert pool.run(commands) == ["no_such_run"]
     assert signal.getsignal(signal.SIGTERM) is before
     said = capfd.readouterr().out
     assert "1/2  failed (2)" in said and "2/2  finished" in said
-    assert "no run is called 'no_such_run'" in (tmp_path / "bad.log").read_text()
+    assert "no run is called 'no_such_run'" in (tmp_path / "no_such_run.log").read_text()
 
 
 def test_a_record_comes_back(tmp_path):
     training = Training(run="digits_mdeq", seed=1)
     times = {"plain": 0.01, "penalized": 0.03, "pretrain": 0.002}
-    make_run(tmp_path / "run", training, alone=times)
+    make_run(tmp_path / "run", training, after={"step_time": times})
     assert not kept.keep(tmp_path / "nothing", tmp_path / "record")
     assert kept.keep(tmp_path / "run", tmp_path / "record")
     record = kept.read(tmp_path / "record")
@@ -113,7 +114,7 @@ def test_a_record_comes_back(tmp_path):
     # 140 steps of pre-training, then half of the steps with the penalty
     assert pictures.seconds_until(record, 240) == pytest.approx(140 * 0.002 + 100 * 0.02)
     assert pictures.step_milliseconds(record) == pytest.approx(20)
-    beside = dataclasses.replace(record, report={**record.report, "step_alone": None})
+    beside = dataclasses.replace(record, report={**record.report, "step_time": None})
     assert pictures.seconds_until(beside, 20) == pytest.approx(20 * 0.5)
     assert columns.at(record, "as trained")["budget"] == 6  # the largest within its 8
 
@@ -134,12 +135,12 @@ def test_new_runs_become_a_section_with_pictures(tmp_path):
     assert report.collect(tmp_path / "runs", results) == 9
     text = report.render(results)
     section = text[text.index(f"## {gamma.title}") :].split("\n## ")[0]
-    assert "92.00 +- 2.00" in section and "by hand" not in section
+    assert "92.00 +- 2.00" in section
     assert (
         "python -m experiments.train digits_mdeq --workdir DIR --regularizer.gamma 0.5" in section
     )
     assert "9 runs: commit abc, 1 x CPU, 2 CPU cores, jax 1, data d." in section
-    assert "## Copy memory\n\n*Measured by hand" in text  # without records it stands as it was
+    assert "## Copy memory" not in text  # it has no records
     report.draw(by_name["growing_instability"], results)
     folder = results / "growing_instability"
     assert (folder / "residuals_and_norm.png").stat().st_size > 10_000
@@ -151,6 +152,39 @@ def test_new_runs_become_a_section_with_pictures(tmp_path):
     assert not [r for r in rows if r["quantity"] == "residual_mean"]  # never finite: left out
     with pytest.raises(ConfigError, match="runs must hold finished runs"):
         report.collect(tmp_path / "elsewhere", results)
+
+
+def test_losses_on_meshes_are_compared_to_all_digits(tmp_path):
+    meshes = next(s for s in STUDIES if s.name == "meshes")
+    alone, spread_out = meshes.variants[:2]
+    assert (alone.devices, spread_out.devices) == (1, 8) and alone.run == spread_out.run
+    assert spread_out.command.startswith("JAX_NUM_CPU_DEVICES=8 python -m experiments.train ")
+    command = study.Command.training(spread_out.training(0), tmp_path)
+    assert command.devices == 8 and command.arguments[0] == alone.run
+    for variant, loss in ((spread_out, 2.000002), (alone, 2.0)):
+        training = variant.training(0)
+        make_run(tmp_path / "runs" / training.folder, training, loss=loss)
+    report.collect(tmp_path / "runs", tmp_path / "results")
+    section = report.render(tmp_path / "results").split(f"## {meshes.title}")[1]
+    assert "| 1.0e-06 | 2.0e-06 | 2.00 to 2.00 |" in section
+
+
+def test_a_missing_measurement_is_made_of_the_first_seed_only(tmp_path, monkeypatch):
+    causal = next(s for s in STUDIES if s.name == "causal")
+    monkeypatch.setattr(report, "STUDIES", (causal,))
+    two = dataclasses.replace(causal, seeds=(0, 1))
+    for training in two.trainings():
+        make_run(tmp_path / "runs" / training.folder, training)
+    (command,) = study._unmeasured([two, causal], two.trainings(), tmp_path / "runs")
+    folder = tmp_path / "runs" / two.trainings()[0].folder
+    assert (command.module, command.arguments) == ("leak", ("--workdir", str(folder)))
+    rows = [{"causal": True, "stop": "after 4", "bits_per_byte": 3.5, "nfe_forward": 4.0}]
+    rows = [row | {"leak_mean": 0.0, "leak_max": 0.25} for row in rows]
+    (folder / "leak.json").write_text(json.dumps({"quality": "bits_per_byte", "rows": rows}))
+    assert not study._unmeasured([two], two.trainings(), tmp_path / "runs")
+    report.collect(tmp_path / "runs", tmp_path / "results")
+    section = report.render(tmp_path / "results").split(f"## {causal.title}")[1]
+    assert "| causal | after 4 | 3.5000 | 4.00 | 0.0e+00 | 2.5e-01 |" in section
 
 
 def test_a_seed_that_is_not_finite_counts_as_infinite(tmp_path):
