@@ -1,14 +1,12 @@
-"""What a solve takes beside its evaluations of f, and a step of training beside the penalty."""
+"""What a solve takes beside its evaluations of f."""
 
-import statistics
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-import jdeq
 from experiments.bench.entries import SOLVERS, Entry, jdeq_entry
-from experiments.bench.harness import Case, Result, count
+from experiments.bench.harness import Case, count
 from experiments.bench.problems import RTOL, Problem, loss_of
 
 
@@ -31,60 +29,6 @@ def overhead_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
         cases.append(Case(name=entry.name, make=make, args=args, **shared))
         cases.append(Case(name=bare, make=repeat, args=(*args, jnp.int32(evaluations)), **shared))
     return cases
-
-
-PRODUCTS = 10
-
-
-def bare_products(f):
-    """`PRODUCTS` products with the transposed Jacobian of f, one after the other."""
-
-    def run(params, z, x):
-        _, product = jax.vjp(lambda z: f(params, z, x), z)
-        return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
-
-    return run
-
-
-def penalty_cases(problem: Problem) -> list[Case]:
-    """A training step without and with the Jacobian penalty, and bare backward products."""
-    key = jax.random.key(0)
-
-    def step(weight, f):
-        def loss(params, z0, x):
-            sol = jdeq.fixed_point(f, params, z0, x, rtol=RTOL, max_steps=problem.max_steps)
-            penalty = jdeq.jacobian_penalty(f, params, sol.z, x, key).mean() if weight else 0.0
-            return loss_of(sol.z) + weight * penalty
-
-        return jax.value_and_grad(loss)
-
-    makes = {
-        "step": partial(step, 0.0),
-        "step with penalty": partial(step, 1.0),
-        f"{PRODUCTS} backward products": bare_products,
-    }
-    return [
-        Case(
-            group=f"Jacobian penalty, {problem.size}",
-            name=name,
-            make=make,
-            f=problem.f,
-            args=problem.args,
-            reference="step",
-        )
-        for name, make in makes.items()
-    ]
-
-
-def penalty_note(results: list[Result]) -> str:
-    """The extra time of the penalty in backward products, from the medians of the paired rounds."""
-    plain, penalised, products = results
-    extra = statistics.median(b - a for a, b in zip(plain.seconds, penalised.seconds, strict=True))
-    product = statistics.median(products.seconds) / PRODUCTS
-    return (
-        f"{plain.case.group}: the penalty adds {1e3 * extra:.2f} ms to a step, "
-        f"{extra / product:.1f} backward products of {1e3 * product:.2f} ms"
-    )
 
 
 def adjoint_notes(problem: Problem) -> list[str]:

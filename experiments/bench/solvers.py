@@ -19,7 +19,7 @@ from experiments.bench.entries import (
     mixed_entries,
 )
 from experiments.bench.harness import Case, Result, measure, quartiles, ratios
-from experiments.bench.overheads import adjoint_notes, overhead_cases, penalty_cases, penalty_note
+from experiments.bench.overheads import adjoint_notes, overhead_cases
 from experiments.bench.peers import peer_entries
 from experiments.bench.problems import (
     RTOL,
@@ -266,8 +266,6 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
         ]  # fmt: skip
         bare = [hand_written(), *ours[:4]]
         cases = [case for problem in maps for case in overhead_cases(problem, bare)]
-        penalty = penalty_cases(maps[0])
-        results += measure([*cases, *penalty], rounds=rounds, report=report)
-        notes.append(penalty_note(results[-len(penalty) :]))
+        results += measure(cases, rounds=rounds, report=report)
     write(out, "solvers", results, notes, settings, groups)
     print((out / "table.md").read_text())

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import jdeq
 from experiments.bench.harness import MIB, Case, Result, measure
 from experiments.bench.models import NEVER, Size, draw, pair, training_step
-from experiments.bench.overheads import PRODUCTS, bare_products
 from experiments.bench.report import write
 from jdeq.models import DEQTransformerLM, TransformerXL, TransformerXLConfig
 from jdeq.training import equilibrium_of
@@ -147,6 +146,17 @@ def solve_memory(plan: Plan, report) -> tuple[list[Result], list[str]]:
 
 STEP, PENALISED = "step", "step with the penalty"
 VALUE, GRADIENT = "the penalty alone", "the penalty and its gradient alone"
+PRODUCTS = 10
+
+
+def bare_products(f):
+    """`PRODUCTS` products with the transposed Jacobian of f, one after the other."""
+
+    def run(params, z, x):
+        _, product = jax.vjp(lambda z: f(params, z, x), z)
+        return jax.lax.fori_loop(0, PRODUCTS, lambda _, v: product(v)[0], z)
+
+    return run
 
 
 def penalty_cases(plan: Plan) -> list[Case]:
