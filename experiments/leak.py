@@ -3,8 +3,8 @@
 Solvers that mix, search or stop over a whole sequence let later tokens change earlier outputs at
 any finite budget. For a trained language model: quality and evaluations with the causal solve and
 with each sequence as one sample, and how far the log-probabilities of the first half of a window
-move when the tokens of the second half are replaced. What is printed is also in leak.json of DIR;
-the run itself is left as it was.
+move when the tokens of the second half are replaced. Unless the stops or windows are chosen, what
+is printed is also kept in leak.json of DIR, for the report; the run itself is left as it was.
 """
 
 import dataclasses
@@ -60,8 +60,11 @@ def run(arguments: Arguments) -> int:
             moved = _moved(loaded, model.clone(**options), variables, arguments.windows)
             moved = {"leak_mean": float(moved.mean()), "leak_max": float(moved.max())}
             rows.append({"causal": causal, **row, **moved})
+    if not rows:
+        raise ConfigError("budgets and rtols must leave a place to stop at; got none")
     found = {"quality": loaded.task.quality, "rows": rows, "provenance": provenance()}
-    workdir.write_text(arguments.workdir / "leak.json", json.dumps(found, indent=1) + "\n")
+    if arguments == Arguments(workdir=arguments.workdir):
+        workdir.write_text(arguments.workdir / "leak.json", json.dumps(found, indent=1) + "\n")
     rows = shown(found)
     print(markdown(list(rows[0]), (list(row.values()) for row in rows)))
     return 0

@@ -2,8 +2,8 @@
 
 Written whole from the records in experiments/results/runs, a few KB for each run. With
 ``--runs`` the finished runs that experiments.study trained in DIR become records first, in place
-of older ones of the same name. A study without records is left out. No number in a table is written
-by hand; words are those of experiments/studies.
+of older ones of the same name. A study that has nothing to show yet is left out. Words, and what is
+published, are those of experiments/studies; no other number is written by hand.
 """
 
 import collections
@@ -109,8 +109,9 @@ def render(results: pathlib.Path) -> str:
     sections = [_HEAD]
     for study in STUDIES:
         records = records_of(study, results)
-        if records:
-            sections.append(_section(study, records))
+        tables = [_table(table, records) for table in study.tables]
+        if records and all(tables):
+            sections.append(_section(study, records, tables))
     table = results / "synthetic" / "table.md"  # by experiments.synthetic
     if table.exists():
         words = (HERE / "studies" / "synthetic.md").read_text()
@@ -118,10 +119,8 @@ def render(results: pathlib.Path) -> str:
     return "\n".join(section.rstrip("\n") + "\n" for section in sections)
 
 
-def _section(study: Study, records: Records) -> str:
-    parts = [f"## {study.title}", study.about]
-    for table in study.tables:
-        parts += [part for part in (table.before, _table(table, records)) if part]
+def _section(study: Study, records: Records, tables: Sequence[str]) -> str:
+    parts = [f"## {study.title}", study.about, *tables]
     for picture in study.pictures:
         path = f"results/{study.name}/{picture.name}"
         parts.append(f"![{picture.name}]({path}.png)")

@@ -30,7 +30,7 @@ from experiments import train, workdir
 from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.studies import STABILITY, STUDIES, Study, Training
-from experiments.studies.study import DEVICES
+from experiments.studies.study import environment
 
 _GROUPS = {"all": STUDIES, "stability": STABILITY}
 
@@ -118,13 +118,13 @@ class Command:
       name: what it and its log are called.
       module: of experiments.
       arguments: of the command line.
-      devices: of a CPU, simulated.
+      devices: of a CPU, simulated; None: those of the machine.
     """
 
     name: str
     module: str
     arguments: tuple[str, ...]
-    devices: int = 1
+    devices: int | None = None
 
     @classmethod
     def training(cls, training: Training, runs: pathlib.Path) -> "Command":
@@ -197,8 +197,7 @@ class Pool:
         env = {"JAX_COMPILATION_CACHE_DIR": str((self.runs / "compiled").resolve())} | os.environ
         if self._jobs > 1:
             env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | env
-        if command.devices > 1:
-            env = env | {"JAX_PLATFORMS": "cpu", DEVICES: str(command.devices)}
+        env |= environment(command.devices)
         with (self.runs / f"{command.name}.log").open("a") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", f"experiments.{command.module}", *command.arguments],
@@ -223,7 +222,12 @@ def _unmeasured(
         if training in trainings and finished(training, runs)
     }
     return [
-        Command(f"{training.folder}.{module}", module, ("--workdir", str(runs / training.folder)))
+        Command(
+            f"{training.folder}.{module}",
+            module,
+            ("--workdir", str(runs / training.folder)),
+            training.devices,
+        )
         for training, module in wanted
         if not (runs / training.folder / f"{module}.json").exists()
     ]

@@ -20,7 +20,7 @@ _MESHES = {
 
 
 def _variants(run: str) -> list[Variant]:
-    alone = Variant(label=f"`{run}`, one device", run=run, overrides=_SHORT)
+    alone = Variant(label=f"`{run}`, one device", run=run, overrides=_SHORT, devices=1)
     return [
         alone,
         *(
@@ -31,14 +31,14 @@ def _variants(run: str) -> list[Variant]:
 
 
 def _rows(records: Records) -> list[dict[str, str]]:
-    """Of each variant against the one before it that has one device; those of it left out."""
+    """Each run on a mesh beside that on one device, where there are both."""
     rows, alone = [], None
     for variant, runs in records.items():
         if variant.devices == 1:
             alone = variant
             continue
         if alone is None or alone.run != variant.run:
-            continue  # no record of it
+            continue
         here, there = _losses(runs[0]), _losses(records[alone][0])
         apart = np.abs(here - there)
         rows.append(

@@ -19,7 +19,7 @@ _IMPLICIT_TEXT = (
 )
 _COSTS = (
     columns.evaluations(),
-    columns.reported("step_seconds", "step, median (s)", digits=3),
+    columns.step_alone(),
     columns.reported("step_temporary_mib", "temporary memory (MiB)", digits=1),
     columns.reported("spectral_radius_mean", "spectral radius"),
 )
@@ -59,6 +59,7 @@ Published, CIFAR-10: ResNet-18 93.0, ResNet-101 93.8, DenseNet-121 95.0, monoton
             Variant(label="`digits_deqvit` (gamma 1)", run="digits_deqvit"),
             Variant(label="`digits_revdeq`", run="digits_revdeq"),
         ),
+        after=("step_time",),
         tables=(Table(columns=_IMAGES),),
     ),
     Study(
@@ -73,6 +74,7 @@ Needs `pip install -e '.[data]'`.""",
                 label="gamma 0", run="scenes_mdeq_seg", overrides=("--regularizer.gamma", "0.0")
             ),
         ),
+        after=("step_time",),
         tables=(Table(columns=_SCENES),),
     ),
     Study(
@@ -87,6 +89,7 @@ implicitly with the Jacobian penalty. Accuracy in %.""",
             Variant(label="unrolled, the same steps", run="digits_revdeq", overrides=_UNROLLED),
             Variant(label="implicit + JR", run="digits_revdeq", overrides=_IMPLICIT_DIGITS),
         ),
+        after=("step_time",),
         tables=(
             Table(
                 columns=(
@@ -110,6 +113,7 @@ same bytes for all).""",
             Variant(label="unrolled, the same steps", run="stdlib_revdeq_lm", overrides=_UNROLLED),
             Variant(label="implicit + JR", run="stdlib_revdeq_lm", overrides=_IMPLICIT_TEXT),
         ),
+        after=("step_time",),
         tables=(
             Table(
                 columns=(
@@ -137,6 +141,7 @@ parameters): 3.5e-6; TCN 2.7e-5, LSTM 0.05.""",
             Variant(label="LSTM, T 50", run="copy_memory_lstm"),
         ),
         seeds=(0,),
+        after=("step_time",),
         tables=(
             Table(
                 columns=(
@@ -157,6 +162,7 @@ With the parameters of the DEQ-Transformers above (within 1%) and their steps an
 test windows of 64 without a memory: not comparable with them to the last digit.""",
         variants=(Variant(label="`stdlib_trellis`", run="stdlib_trellis"),),
         seeds=(0,),
+        after=("step_time",),
         tables=(
             Table(
                 columns=(

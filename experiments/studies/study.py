@@ -12,7 +12,13 @@ from experiments.studies.records import Record
 Records = Mapping["Variant", Sequence[Record]]
 """The runs of each variant that there are records of, by seed."""
 Row = dict[str, Any]
-DEVICES = "JAX_NUM_CPU_DEVICES"
+
+
+def environment(devices: int | None) -> dict[str, str]:
+    """Of a process that has so many devices of a CPU; None: those of the machine."""
+    if devices is None:
+        return {}
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,13 +28,13 @@ class Training:
     run: str
     overrides: tuple[str, ...] = ()
     seed: int = 0
-    devices: int = 1
-    """Of a CPU, simulated."""
+    devices: int | None = None
+    """Of a CPU, simulated; None: those of the machine."""
 
     @property
     def folder(self) -> str:
-        """Where it lives: its run, what is overridden, its seed."""
-        parts = [self.run]
+        """Where it lives: its run, its devices, what is overridden, its seed."""
+        parts = [self.run, *([] if self.devices is None else [f"devices={self.devices}"])]
         for word in self.overrides:
             if word.startswith("--"):
                 parts.append(word.removeprefix("--"))
@@ -49,8 +55,8 @@ class Variant:
     label: str
     run: str
     overrides: tuple[str, ...] = ()
-    devices: int = 1
-    """Of a CPU, simulated."""
+    devices: int | None = None
+    """Of a CPU, simulated; None: those of the machine."""
     published: str = ""
     """What stands beside it in the paper."""
 
@@ -60,14 +66,12 @@ class Variant:
 
     def training(self, seed: int) -> Training:
         """The run with that seed."""
-        return Training(
-            run=self.run, overrides=self.overrides, seed=seed, devices=self.devices
-        )
+        return Training(run=self.run, overrides=self.overrides, seed=seed, devices=self.devices)
 
     @property
     def command(self) -> str:
         """How to train it."""
-        simulated = [f"{DEVICES}={self.devices}"] if self.devices > 1 else []
+        simulated = [f"{name}={value}" for name, value in environment(self.devices).items()]
         train = ["python -m experiments.train", self.run, "--workdir", "DIR"]
         return " ".join([*simulated, *train, *self.overrides])
 
@@ -78,8 +82,6 @@ class Table:
 
     columns: Sequence[tuple[str, Callable[[Sequence[Record]], str]]]
     """Headings, and what is written of the seeds' runs."""
-    before: str = ""
-    """Text above it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,6 @@ class Listing:
 
     rows: Callable[[Records], list[dict[str, str]]]
     """By heading, what is written; every row has the same."""
-    before: str = ""
-    """Text above it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -158,15 +158,37 @@ def test_losses_on_meshes_are_compared_to_all_digits(tmp_path):
     meshes = next(s for s in STUDIES if s.name == "meshes")
     alone, spread_out = meshes.variants[:2]
     assert (alone.devices, spread_out.devices) == (1, 8) and alone.run == spread_out.run
-    assert spread_out.command.startswith("JAX_NUM_CPU_DEVICES=8 python -m experiments.train ")
-    command = study.Command.training(spread_out.training(0), tmp_path)
-    assert command.devices == 8 and command.arguments[0] == alone.run
-    for variant, loss in ((spread_out, 2.000002), (alone, 2.0)):
-        training = variant.training(0)
-        make_run(tmp_path / "runs" / training.folder, training, loss=loss)
-    report.collect(tmp_path / "runs", tmp_path / "results")
-    section = report.render(tmp_path / "results").split(f"## {meshes.title}")[1]
-    assert "| 1.0e-06 | 2.0e-06 | 2.00 to 2.00 |" in section
+    start = "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 python -m experiments.train "
+    assert spread_out.command.startswith(start)
+    runs, results = tmp_path / "runs", tmp_path / "results"
+
+    def made(variant, losses):
+        folder = make_run(runs / variant.training(0).folder, variant.training(0))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        train = [line | {"loss_nats": loss} for line, loss in zip(lines, losses, strict=False)]
+        text = "".join(json.dumps(line) + "\n" for line in (*train, *lines[len(losses) :]))
+        (folder / "metrics.jsonl").write_text(text)
+
+    made(spread_out, (2.000002, 4.00002))
+    report.collect(runs, results)
+    assert meshes.title not in report.render(results)  # nothing to compare with
+    made(alone, (2.0, 4.0))
+    report.collect(runs, results)
+    section = report.render(results).split(f"## {meshes.title}")[1]
+    # the first step; all; in nats
+    assert "| 1.0e-06 | 5.0e-06 | 5.0e-06 | 5.0e-06 | 5.0e-06 | 2.0e-05 | 2.00 to 4.00 |" in section
+
+
+def test_a_run_has_the_devices_it_asks_for(tmp_path, monkeypatch):
+    pool, started = study.Pool(tmp_path, 1, Console(width=200)), []
+    monkeypatch.setattr(study.subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    for devices in (None, 1, 8):
+        training = Training(run="digits_mdeq", devices=devices)
+        pool._start(study.Command.training(training, tmp_path))
+        assert ("devices" in training.folder) == (devices is not None)
+    assert [env.get("JAX_NUM_CPU_DEVICES") for env in started] == [None, "1", "8"]
+    assert [env["JAX_PLATFORMS"] for env in started[1:]] == ["cpu", "cpu"]
 
 
 def test_a_missing_measurement_is_made_of_the_first_seed_only(tmp_path, monkeypatch):
