@@ -207,6 +207,38 @@ def test_unrolled_acceleration_against_finite_differences(solver):
         assert float(got) == pytest.approx(float(want), rel=1e-6)
 
 
+def test_the_state_returned_by_unrolled_is_not_differentiated_through():
+    """The evaluation that measures its residual has an infinite derivative here."""
+
+    def last(p):
+        start = jnp.full((1, 1), 4.0)
+        sol = jdeq.fixed_point(
+            lambda p, z, x: jnp.sqrt(z) - p, p, start, start,
+            solver=jdeq.Picard(), gradient=jdeq.Unrolled(), max_steps=1,
+        )  # fmt: skip
+        return sol.z[0, 0]
+
+    assert last(2.0) == 0.0 and jax.grad(last)(2.0) == -1.0
+
+
+@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Anderson()], ids=str)
+def test_unrolled_tangents_do_not_pass_a_constant_start(solver):
+    """There the derivative in z is infinite."""
+
+    def solve(p):
+        x = jnp.ones((1, 1))
+        sol = jdeq.fixed_point(
+            lambda p, z, x: 0.3 * p * jnp.sqrt(z) + x, p, jnp.zeros((1, 1)), x,
+            solver=solver, gradient=jdeq.Unrolled(), rtol=1e-10, max_steps=40,
+        )  # fmt: skip
+        return sol.z[0, 0]
+
+    with jax.enable_x64(True):
+        _, got = jax.jvp(solve, (2.0,), (1.0,))
+    root = 0.3 + (0.3**2 + 1) ** 0.5  # of z = 2 a sqrt(z) + 1, with a = 0.3
+    assert got == pytest.approx(0.3 * root / (1 - 0.3 / root), rel=1e-6)
+
+
 def test_gradient_with_respect_to_z0_is_zero_for_implicit_and_not_for_unrolled():
     case = TABLE["tanh"]
     params, z0, x = case.inputs("float32")
