@@ -25,7 +25,7 @@ from experiments.build import Run
 from experiments.cli import guarded
 from experiments.config import ConfigError
 from experiments.provenance import provenance
-from experiments.tables import markdown
+from experiments.tables import markdown_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,7 @@ def run(arguments: Arguments) -> int:
     found = {"quality": loaded.task.quality, "rows": rows, "provenance": provenance()}
     if arguments == Arguments(workdir=arguments.workdir):
         workdir.write_text(arguments.workdir / "leak.json", json.dumps(found, indent=1) + "\n")
-    rows = shown(found)
-    print(markdown(list(rows[0]), (list(row.values()) for row in rows)))
+    print(markdown_of(shown(found)))
     return 0
 
 

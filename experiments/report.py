@@ -24,7 +24,7 @@ from experiments.studies import records as kept
 from experiments.studies.records import Record
 from experiments.studies.study import Listing, Records, Table
 from experiments.study import finished
-from experiments.tables import markdown, read_rows, write_rows
+from experiments.tables import markdown, markdown_of, read_rows, write_rows
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
@@ -133,8 +133,7 @@ def _section(study: Study, records: Records, tables: Sequence[str]) -> str:
 
 def _table(table: Table | Listing, records: Records) -> str:
     if isinstance(table, Listing):
-        rows = table.rows(records)
-        return markdown(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
+        return markdown_of(table.rows(records))
     published = any(variant.published for variant in records)
     heads = ["run", *(head for head, _ in table.columns), *(["published"] if published else [])]
     return markdown(
@@ -152,17 +151,13 @@ def _table(table: Table | Listing, records: Records) -> str:
 
 def _origin(study: Study, records: Records) -> str:
     """How the runs were made: command, seeds, wall time, commit, machine; which are missing."""
-    lacking = []
-    lines = [
-        f"`python -m experiments.study {study.name} --runs DIR`:",
-        "",
-        "| run | command | seeds | wall time (s) |",
-        "|---|---|---|---|",
-    ]
+    lacking, rows = [], []
     for variant, runs in records.items():
         wall = statistics.fmean(record.report["wall_seconds"] for record in runs)
         seeds = ", ".join(str(record.report["seed"]) for record in runs)
-        lines.append(f"| {variant.label} | `{variant.command}` | {seeds} | {wall:.0f} |")
+        rows.append((variant.label, f"`{variant.command}`", seeds, f"{wall:.0f}"))
+    commands = markdown(("run", "command", "seeds", "wall time (s)"), rows)
+    lines = [f"`python -m experiments.study {study.name} --runs DIR`:", "", commands]
     for variant in study.variants:
         recorded = {record.report["seed"] for record in records.get(variant, ())}
         missing = [str(seed) for seed in study.seeds if seed not in recorded]

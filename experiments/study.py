@@ -94,7 +94,7 @@ def run(arguments: Arguments) -> int:
         return 0
     runs.mkdir(parents=True, exist_ok=True)
     pool = Pool(runs, arguments.jobs, console)
-    failed = pool.train([t for t in trainings if not finished(t, runs)])
+    failed = pool.run([Command.training(t, runs) for t in trainings if not finished(t, runs)])
     if not pool.stopped:
         alone = Pool(runs, 1, console)
         failed += alone.run(_unmeasured(studies, trainings, runs))
@@ -151,10 +151,6 @@ class Pool:
         self.stopped = True
         for process, _ in self._running.values():
             process.send_signal(signal.SIGTERM)
-
-    def train(self, trainings: Sequence[Training]) -> list[str]:
-        """The runs; returns the folders of those that failed."""
-        return self.run([Command.training(t, self.runs) for t in trainings])
 
     def run(self, commands: Sequence[Command]) -> list[str]:
         """Returns the names of those that failed."""

@@ -31,6 +31,11 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def markdown_of(rows: Sequence[dict[str, str]]) -> str:
+    """`markdown` of rows that have the headings themselves; nothing for none."""
+    return markdown(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
+
+
 def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]], digits: int = 4) -> None:
     """A CSV file; numbers to so many digits, nothing where a number is not known or NaN."""
 

@@ -32,14 +32,12 @@ def _variants(run: str) -> list[Variant]:
 
 def _rows(records: Records) -> list[dict[str, str]]:
     """Each run on a mesh beside that on one device, where there are both."""
-    rows, alone = [], None
-    for variant, runs in records.items():
-        if variant.devices == 1:
-            alone = variant
+    alone = {variant.run: runs[0] for variant, runs in records.items() if variant.devices == 1}
+    rows = []
+    for variant, (record,) in records.items():
+        if variant.devices == 1 or variant.run not in alone:
             continue
-        if alone is None or alone.run != variant.run:
-            continue
-        here, there = _losses(runs[0]), _losses(records[alone][0])
+        here, there = _losses(record), _losses(alone[variant.run])
         apart = np.abs(here - there)
         rows.append(
             {
