@@ -37,11 +37,12 @@ def provenance(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
 
 
 def manifest() -> dict[str, Any]:
-    """What measured times depend on: `provenance` with all packages that are timed, the kind of
-    processor, and what else the machine does.
+    """What measured times depend on: `provenance` with all packages that are timed, the compiler's
+    flags, the kind of processor, and what else the machine does.
     """
     return {
         **provenance(_OF_TIMES),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "machine": platform.machine(),
         "load_average": os.getloadavg()[0],
     }

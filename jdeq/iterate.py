@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from jdeq import tree
 from jdeq.norms import SURE, largest_scale, measure
@@ -35,6 +35,7 @@ class _Progress(NamedTuple):
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or _RUNNING
     scale: Float[Array, " *batch"]  # a power of 2 that suits the squares of the latest norms
+    going: UInt8[Array, ""] | None  # 0: no sample is; 2: one is whose scale is not 1; None: unknown
     reference: Float[Array, " *batch"]  # what the residual is small or large against
     stale: Int[Array, " *batch"] | None  # steps since the residual last improved
     trace: Float[Array, " max_steps *batch"] | None
@@ -108,6 +109,8 @@ def iterate(
         nfe=zeros,
         status=status,
         scale=scale,
+        # One reduction for both, and for all devices: not where none is made a step.
+        going=jnp.uint8(2) if test_every == 1 and not unroll else None,
         reference=reference,
         stale=zeros if stagnates else None,
         trace=_empty_trace(size, max_steps) if trace else None,
@@ -120,7 +123,8 @@ def iterate(
     def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
         running = p.status == _RUNNING
-        absolute, size, scale = measure(state, ndim, p.scale)
+        scaled = None if p.going is None else p.going == 2
+        absolute, size, scale = measure(state, ndim, p.scale, scaled)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
         # What left the range of squares in one step, finite or not, is measured right by the next
         # measurement.
@@ -151,14 +155,20 @@ def iterate(
             # A closing step has no row of its own.
             now = jnp.where(p.step < max_steps, now, record[row])
             record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
+        status = jnp.where(running, status, p.status).astype(jnp.int32)
+        going = p.going
+        if going is not None:
+            each = (status == _RUNNING) * (1 + (scale != 1)).astype(jnp.uint8)
+            going = jnp.max(each, initial=jnp.uint8(0))
         return _Progress(
             step=p.step + new,
             state=state,
             z=tree.select(keep, state.z, p.z),
             residual=jnp.where(keep, relative, p.residual),
             nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
-            status=jnp.where(running, status, p.status).astype(jnp.int32),
+            status=status,
             scale=scale,
+            going=going,
             reference=p.reference,
             stale=stale,
             trace=record,
@@ -190,7 +200,9 @@ def iterate(
     def unfinished(p: _Progress, most: int = 0) -> Array:
         """Whether more than ``most`` samples are running."""
         running = p.status == _RUNNING
-        return jnp.sum(_of_samples(running)) > most if most else jnp.any(running)
+        if most:
+            return jnp.sum(_of_samples(running)) > most
+        return jnp.any(running) if p.going is None else p.going > 0
 
     def several(p: _Progress, f: Map = f) -> _Progress:
         end = jnp.minimum(p.step + test_every, max_steps)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jdeq import tree
 
@@ -15,14 +15,25 @@ _PLAIN = (2.0**-20, 2.0**50)  # norms whose squares are taken as they are
 
 
 def measure(
-    state: Any, ndim: int, scale: Float[Array, " *batch"] | None
+    state: Any,
+    ndim: int,
+    scale: Float[Array, " *batch"] | None,
+    scaled: Bool[Array, ""] | None = None,
 ) -> tuple[Array, Array, Array]:
     """Norms of the residual and of f(z), per sample, and a power of 2 that takes the larger one to
     where its square is a float; without gradient: they only decide.
 
     Squares of tiny and of huge entries leave the range of floats: the norms are those of entries
     times ``scale`` (None: 1), divided by it.
+
+    Args:
+      scaled: whether a scale that matters is not 1; None: unknown. Where none is, the entries are
+        left alone: a factor per sample costs a pass over the state on a CPU.
     """
+    if scaled is not None:
+        return lax.cond(
+            scaled, lambda: measure(state, ndim, scale), lambda: measure(state, ndim, None)
+        )
     z, fz = lax.stop_gradient((state.z, state.fz))
     residual = tree.subtract(fz, z)
     absolute, size = (

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+HAVE_PARTS = ("solvers", "models", "paper")
 SUITES = ("solvers", "rules", "reversible", "models", "training", "paper", "sharding")
 
 
@@ -16,19 +17,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds (default 30)")
     parser.add_argument("--quick", action="store_true", help="a tiny run, to test it")
     parser.add_argument(
-        "--only", type=lambda names: tuple(names.split(",")), help="families of the suite solvers"
+        "--only",
+        type=lambda names: tuple(names.split(",")),
+        help="parts of the suite, separated by commas: " + ", ".join(HAVE_PARTS),
     )
     options = parser.parse_args(argv)
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1; got {options.rounds}")
     if options.only is not None:
-        if options.suite != "solvers":
-            parser.error(f"--only goes with the suite solvers; got {options.suite}")
-        families = importlib.import_module("experiments.bench.solvers").families(options.quick)
-        if unknown := set(options.only) - set(families):
-            parser.error(
-                f"--only takes families of {', '.join(families)}; got {', '.join(unknown)}"
-            )
+        if options.suite not in HAVE_PARTS:
+            parser.error(f"--only goes with {', '.join(HAVE_PARTS)}; got {options.suite}")
+        module = importlib.import_module(f"experiments.bench.{options.suite}")
+        parts = module.parts(options.quick)
+        if unknown := set(options.only) - set(parts):
+            parser.error(f"--only takes some of {', '.join(parts)}; got {', '.join(unknown)}")
     return options
 
 

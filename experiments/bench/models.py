@@ -58,6 +58,8 @@ SIZES = (
     pair(96, 768, (68, 246, 4), 8, 64, 12),
     pair(512, 2048, (256, 1434, 4), 4, 64, 12),
 )
+ACCELERATED = pair(512, 2048, (256, 1434, 4), 64, 256, 12)
+"""Of a size that fills one; in place of the others where there is one."""
 QUICK = (pair(8, 12, (8, 12, 1), 1, 4, 3),)
 NEVER = 1e-9
 STEP = "jdeq DEQ-Transformer, step"
@@ -219,17 +221,34 @@ def generation_note(cases: list[Case]) -> str:
     )
 
 
-def run(*, out: Path, rounds: int, quick: bool) -> None:
-    """Measure everything in one process and write the report to ``out``."""
+def parts(quick: bool) -> tuple[str, ...]:
+    """What can be measured alone."""
+    del quick
+    return ("step", "generation")
+
+
+def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> None:
+    """Measure everything in one process and write the report to ``out``.
+
+    Args:
+      only: of `parts`; empty: all of them.
+    """
     report = partial(print, flush=True)
-    sizes = QUICK if quick else SIZES
-    steps = [case for size in sizes for case in step_cases(size)]
-    results = measure(steps, rounds=rounds, report=report)
-    # A call takes a minute without a cache: a few rounds.
-    texts = generation_cases(sizes[0], 6 if quick else 256)
-    generated = measure(texts, rounds=min(rounds, 3), report=report)
-    notes = [step_note(size, results) for size in sizes] + [generation_note(texts)]
-    settings = {"rounds": rounds, "quick": quick}
-    groups = list(dict.fromkeys(case.group for case in (*steps, *texts)))
-    write(out, "models", [*results, *generated], notes, settings, groups)
+    chosen = only or parts(quick)
+    on_cpu = jax.default_backend() == "cpu"
+    sizes = QUICK if quick else SIZES if on_cpu else (ACCELERATED,)
+    results, notes = [], []
+    if "step" in chosen:
+        cases = [case for size in sizes for case in step_cases(size)]
+        # More than the limit of the harness: a training step of a size that fills a device.
+        results += measure(cases, rounds=rounds, temp_limit_mib=32768.0, report=report)
+        notes += [step_note(size, results) for size in sizes]
+    if "generation" in chosen:
+        texts = generation_cases(sizes[0], 6 if quick else 256)
+        # A call takes a minute without a cache: a few rounds.
+        results += measure(texts, rounds=min(rounds, 3), report=report)
+        notes.append(generation_note(texts))
+    settings = {"rounds": rounds, "quick": quick, "parts": chosen}
+    groups = list(dict.fromkeys(result.case.group for result in results))
+    write(out, "models", results, notes, settings, groups)
     print((out / "table.md").read_text())

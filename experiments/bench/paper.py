@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.bench import paper_rows
 from experiments.bench.harness import MIB, headline, in_turn, quartiles, ratios
-from experiments.bench.paper_programs import Program, States, compile_row, groups_of
+from experiments.bench.paper_programs import Group, Program, States, compile_row, groups_of
 from experiments.bench.report import write
 from jdeq.training import peak_flops
 
@@ -122,12 +122,29 @@ def closest_note(programs: list[Program]) -> str | None:
     )
 
 
-def run(*, out: Path, rounds: int, quick: bool) -> None:
-    """Measure everything in one process and write the report to ``out`` after each group."""
-    began = time.perf_counter()
+def all_groups(quick: bool) -> list[Group]:
+    """Of both tasks, in the order in which they are measured."""
     on_cpu = jax.default_backend() == "cpu"
-    small = quick or on_cpu
     tasks = paper_rows.quick() if quick else paper_rows.reduced() if on_cpu else paper_rows.full()
+    dtypes = ("float32",) if quick or on_cpu else ("bfloat16", "float32")
+    return [group for task in tasks for group in groups_of(task, dtypes)]
+
+
+def parts(quick: bool) -> tuple[str, ...]:
+    """The groups' names."""
+    return tuple(group.part for group in all_groups(quick))
+
+
+def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> None:
+    """Measure everything in one process and write the report to ``out`` after each group.
+
+    Args:
+      only: of `parts`; empty: all of them.
+    """
+    began = time.perf_counter()
+    small = quick or jax.default_backend() == "cpu"
+    chosen = [group for group in all_groups(quick) if not only or group.part in only]
+    tasks = {id(group.task): group.task for group in chosen}.values()
     rounds = min(rounds, ROUNDS)
     notes = [
         ("Reduced sizes, for a CPU. " if small else "")
@@ -139,7 +156,12 @@ def run(*, out: Path, rounds: int, quick: bool) -> None:
     ]
     if not importlib.util.find_spec("matplotlib"):
         notes.append("matplotlib is not installed: no plot")
-    settings = {"rounds": rounds, "quick": quick, "sizes": [task.size for task in tasks]}
+    settings = {
+        "rounds": rounds,
+        "quick": quick,
+        "sizes": [task.size for task in tasks],
+        "parts": [group.part for group in chosen],
+    }
     measured: list[Program] = []
 
     def report(compiled: list[Program]) -> None:
@@ -153,7 +175,7 @@ def run(*, out: Path, rounds: int, quick: bool) -> None:
         write(out, "paper", rows, notes + closest, settings, titles)
 
     for task in tasks:
-        groups = groups_of(task, ("float32",) if small else ("bfloat16", "float32"))
+        groups = [group for group in chosen if group.task is task]
         with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a tolerance below the dtype's resolution is meant
             states = States(task, pool)

@@ -29,6 +29,11 @@ class Group:
     rows: tuple[Row, ...]
 
     @property
+    def part(self) -> str:
+        """Its name on the command line."""
+        return f"{self.task.unit}-{self.dtype if self.training else 'inference'}"
+
+    @property
     def title(self) -> str:
         """Its heading."""
         what = "training step" if self.training else "inference"

@@ -93,7 +93,8 @@ def markdown(
     parts = [
         f"# {title}",
         f"{versions}; {about['devices']} x {about['device']}, {about['cpu_cores']} CPU cores, "
-        f"load {about['load_average']:.1f}; commit {about['commit']}",
+        f"load {about['load_average']:.1f}; commit {about['commit']}"
+        + (f"; XLA_FLAGS={flags}" if (flags := about["xla_flags"]) else ""),
     ]
     for group in dict.fromkeys(values["group"] for values in rows):
         mine = [values for values in rows if values["group"] == group]

@@ -55,8 +55,8 @@ OVERHEAD = "overhead"
 """The family of what is no whole solve."""
 
 
-def families(quick: bool) -> tuple[str, ...]:
-    """Their names."""
+def parts(quick: bool) -> tuple[str, ...]:
+    """The families' names."""
     return (*(QUICK if quick else FAMILIES), OVERHEAD)
 
 
@@ -217,11 +217,11 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
     """Measure everything in one process and write the report to ``out`` after each family.
 
     Args:
-      only: of `families`; empty: all of them.
+      only: of `parts`; empty: all of them.
     """
     report = partial(print, flush=True)
     problems = QUICK if quick else FAMILIES
-    chosen = only or families(quick)
+    chosen = only or parts(quick)
     peers, absent = peer_entries()
     has_torch = installed()
     absent = absent if has_torch else [*absent, TORCH]

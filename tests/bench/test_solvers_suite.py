@@ -106,8 +106,14 @@ def test_wrong_command_lines():
 
     assert "invalid choice: 'solver'" in stderr("solver", "--out", "x")
     assert "--rounds must be >= 1; got 0" in stderr("solvers", "--out", "x", "--rounds", "0")
-    assert "--only goes with the suite solvers" in stderr("rules", "--out", "x", "--only", "A")
+    assert "--only goes with solvers, models, paper; got rules" in stderr(
+        "rules", "--out", "x", "--only", "A"
+    )
     assert "got C" in stderr("solvers", "--out", "x", "--only", "A,C")
+    known = "tokens-float32, tokens-inference, images-float32, images-inference"
+    assert f"--only takes some of {known}; got text" in stderr(
+        "paper", "--quick", "--out", "x", "--only", "text,images-inference"
+    )
 
 
 OURS = [hand_written(), *(jdeq_entry(name, solver) for name, solver in SOLVERS.items())]

@@ -38,8 +38,9 @@ def test_only_the_stop_test(axes, solver, penalize):
     if penalize and not isinstance(solver, jdeq.Anderson):
         pytest.skip("the penalty is outside the solve, whatever solves")
     found = collectives_in_loops(compiled(Model(solver=solver), layout(**axes), penalize=penalize))
-    # One of the forward solve, one of the backward solve: is any sample still running?
-    assert found == [("all-reduce", "pred[]")] * 2
+    # One of the forward solve, one of the backward solve: is a sample still running, and beyond
+    # the range of squares?
+    assert found == [("all-reduce", "u8[]")] * 2
 
 
 @pytest.mark.parametrize("axes", [dict(data=8), dict(data=4, fsdp=2)], ids=str)
@@ -58,7 +59,7 @@ def test_testing_every_four_steps_is_outside_the_loop_of_steps():
 
 def test_tensor_parallel_evaluations_have_their_own():
     found = collectives_in_loops(compiled(Model(), layout(data=2, fsdp=2, tensor=2)))
-    assert found.count(("all-reduce", "pred[]")) == 2
+    assert found.count(("all-reduce", "u8[]")) == 2
     # The block's one forward, and one of its pullback; the state itself is never gathered.
     assert not [kind for kind, _ in found if kind != "all-reduce"]
     assert len(found) <= 2 + 4
