@@ -26,6 +26,8 @@ SOLVERS: dict[str, tuple[str, str, dict[str, float]]] = {
 }
 """Forward solver, adjoint solver, options of the forward one. The ridge of its Anderson is
 absolute, and that of an adjoint solve cannot be set."""
+BROYDEN_STEPS = 1000
+"""Its budget at most: it keeps all its steps, and each costs as much as there are."""
 
 
 def installed() -> bool:
@@ -45,7 +47,7 @@ def calls(problem: Problem, name: str, rtol: float, counts: dict[str, int]) -> d
     forward_solver, adjoint, options = SOLVERS[name]
     deq = torchdeq.get_deq(
         f_solver=forward_solver, b_solver=adjoint, ift=True, f_tol=rtol, b_tol=rtol,
-        f_max_iter=problem.max_steps, b_max_iter=problem.max_steps,
+        f_max_iter=budget(problem, forward_solver), b_max_iter=budget(problem, adjoint),
         f_stop_mode="rel", b_stop_mode="rel",
     )  # fmt: skip
 
@@ -68,6 +70,11 @@ def calls(problem: Problem, name: str, rtol: float, counts: dict[str, int]) -> d
         return z.detach(), dict(zip(names, gradient, strict=True))
 
     return {"forward": forward, "value_and_grad": value_and_grad}
+
+
+def budget(problem: Problem, solver: str) -> int:
+    """Steps that a solve may take."""
+    return min(problem.max_steps, BROYDEN_STEPS) if solver == "broyden" else problem.max_steps
 
 
 def torch_cases(problem: Problem) -> list[Case]:
@@ -116,7 +123,7 @@ def tightened(problem: Problem, name: str, args: tuple) -> float | None:
         z = calls(problem, name, rtol, counts)["forward"](*args)
         if problem.known.residual(z.numpy())["residual_worst_sample"] <= RTOL:
             return rtol
-        if counts["evaluations"] >= problem.max_steps:
+        if counts["evaluations"] >= budget(problem, SOLVERS[name][0]):
             return None
     return RTOL
 
