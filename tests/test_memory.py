@@ -1,6 +1,7 @@
 """Temporary memory of a compiled value_and_grad, as XLA reports it."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +67,22 @@ def test_memory_on_a(solver, most_mib):
     case = dataclasses.replace(problems.full_a(), f=_rows)
     used = _temporary_bytes(case, SOLVERS[solver], jdeq.Implicit(), 100)
     assert used / MIB <= most_mib
+
+
+@pytest.mark.parametrize("solver", [jdeq.Anderson(), jdeq.Anderson(damping=0.7)], ids=str)
+@pytest.mark.parametrize("axes", [(24,), (4, 6)], ids=str)
+def test_no_history_is_copied_in_a_step_of_anderson(solver, axes):
+    x, w = jnp.ones((2, *axes)), jnp.ones(axes)
+
+    def loss(w):
+        sol = jdeq.fixed_point(lambda w, z, x: jnp.tanh(0.1 * w * z + x), w, x, x, solver=solver)
+        return jnp.sum(sol.z)
+
+    program = jax.jit(jax.value_and_grad(loss)).lower(w).compile().as_text()
+    history = re.escape("f32[" + ",".join(map(str, (2, solver.depth, *axes))) + "]")
+    loops = re.findall(r" while\(.*body=%?([\w.\-]+)", program)
+    bodies = [re.search(rf"^%?{re.escape(name)} .*?^}}", program, re.S | re.M) for name in loops]
+    histories = [len(re.findall(history, body.group(0))) for body in bodies]
+    assert sum(count > 0 for count in histories) == 2  # forward and backward
+    for body in bodies:
+        assert not re.search(rf"= {history}\S* copy\(", body.group(0))
