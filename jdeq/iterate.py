@@ -35,7 +35,8 @@ class _Progress(NamedTuple):
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or _RUNNING
     scale: Float[Array, " *batch"]  # a power of 2 that suits the squares of the latest norms
-    going: UInt8[Array, ""] | None  # 0: no sample is; 2: one is whose scale is not 1; None: unknown
+    # 0: none is running; 1: some are, all scales 1; 2: one has another scale; None: not kept
+    load: UInt8[Array, ""] | None
     reference: Float[Array, " *batch"]  # what the residual is small or large against
     stale: Int[Array, " *batch"] | None  # steps since the residual last improved
     trace: Float[Array, " max_steps *batch"] | None
@@ -72,7 +73,8 @@ def iterate(
         and is then held fixed; the last iterate is returned, whose positions were evaluated
         together. f never sees a position that is not finite.
       test_every: steps between tests whether all samples are done, the one thing that samples share
-        (and devices have to agree on); as large as ``max_steps``: no test.
+        (and devices have to agree on; with it, whether norms are scaled, which changes no answer);
+        as large as ``max_steps``: no test.
       freeze: hold the whole solver state of a sample that is done (else only what is returned); of
         one that turned non-finite, the last finite state.
       last: return the last finite iterate, after ``max_steps`` updates, instead of the best one
@@ -109,8 +111,8 @@ def iterate(
         nfe=zeros,
         status=status,
         scale=scale,
-        # One reduction for both, and for all devices: not where none is made a step.
-        going=jnp.uint8(2) if test_every == 1 and not unroll else None,
+        # One reduction for both, and for all devices; not where no other, or another, is made.
+        load=jnp.uint8(2) if 1 == test_every < max_steps and not (unroll or smaller) else None,
         reference=reference,
         stale=zeros if stagnates else None,
         trace=_empty_trace(size, max_steps) if trace else None,
@@ -123,7 +125,7 @@ def iterate(
     def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
         running = p.status == _RUNNING
-        scaled = None if p.going is None else p.going == 2
+        scaled = None if p.load is None else p.load == 2
         absolute, size, scale = measure(state, ndim, p.scale, scaled)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
         # What left the range of squares in one step, finite or not, is measured right by the next
@@ -156,10 +158,10 @@ def iterate(
             now = jnp.where(p.step < max_steps, now, record[row])
             record = lax.dynamic_update_index_in_dim(record, now, row, axis=0)
         status = jnp.where(running, status, p.status).astype(jnp.int32)
-        going = p.going
-        if going is not None:
+        load = p.load
+        if load is not None:
             each = (status == _RUNNING) * (1 + (scale != 1)).astype(jnp.uint8)
-            going = jnp.max(each, initial=jnp.uint8(0))
+            load = jnp.max(each, initial=jnp.uint8(0))
         return _Progress(
             step=p.step + new,
             state=state,
@@ -168,7 +170,7 @@ def iterate(
             nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
             status=status,
             scale=scale,
-            going=going,
+            load=load,
             reference=p.reference,
             stale=stale,
             trace=record,
@@ -202,7 +204,7 @@ def iterate(
         running = p.status == _RUNNING
         if most:
             return jnp.sum(_of_samples(running)) > most
-        return jnp.any(running) if p.going is None else p.going > 0
+        return jnp.any(running) if p.load is None else p.load > 0
 
     def several(p: _Progress, f: Map = f) -> _Progress:
         end = jnp.minimum(p.step + test_every, max_steps)

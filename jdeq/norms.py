@@ -27,8 +27,9 @@ def measure(
     times ``scale`` (None: 1), divided by it.
 
     Args:
-      scaled: whether a scale that matters is not 1; None: unknown. Where none is, the entries are
-        left alone: a factor per sample costs a pass over the state on a CPU.
+      scaled: whether the scale of a sample that is running is not 1; None: unknown. Where none is,
+        entries are left alone: a factor per sample costs a pass over the state on a CPU. Under vmap
+        both norms are taken.
     """
     if scaled is not None:
         return lax.cond(

@@ -199,3 +199,37 @@ def test_two_batch_axes_are_one(solver):
         assert sol.stats.nfe.shape == (2, 2)
         np.testing.assert_array_equal(np.ravel(sol.stats.nfe), flat[1].nfe)
         np.testing.assert_allclose(sol.z.reshape(4, D), flat[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"compact": 2}, {"test_every": 3}], ids=str)
+@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Anderson()], ids=repr)
+def test_batch_mates_beyond_the_range_of_squares(solver, options):
+    """Norms are scaled for the whole batch as soon as one sample needs it, which shows nowhere."""
+    rng = np.random.default_rng(3)
+    w = problems.with_spectrum(rng, np.linspace(-0.8, 0.8, D)).astype(np.float32)
+    scales = np.array([1.0, 1e-30, 1e30, np.nan, 1.0, 1e-25], np.float32)
+    # The first, of a single eigenvector, is done early, the fifth late.
+    x = rng.standard_normal((len(scales), D)).astype(np.float32) * scales[:, None]
+    x[0] = np.linalg.eigh(w)[1][:, D // 2]
+
+    @jax.jit
+    def solve(x):
+        return jdeq.fixed_point(
+            lambda w, z, x: z @ w + x, w, 0 * x, x, solver=solver, rtol=1e-5, max_steps=200,
+            **options,
+        )  # fmt: skip
+
+    batch = solve(x)
+    status = [Status.CONVERGED] * len(scales)
+    status[3] = Status.NONFINITE
+    if isinstance(solver, jdeq.Anderson):
+        status[2] = Status.NONFINITE  # its inner products overflow
+    assert batch.stats.status.tolist() == status
+    assert batch.stats.nfe[0] < batch.stats.nfe[4]
+    for row in range(len(scales)):
+        alone = solve(np.repeat(x[row : row + 1], len(scales), axis=0))
+        # Fewer samples are another product of matrices, which may round differently.
+        close = {"rtol": 1e-6, "atol": 0.0} if "compact" in options else {"rtol": 0, "atol": 0}
+        np.testing.assert_allclose(batch.z[row], alone.z[row], **close)
+        for name in ("nfe", "status"):
+            assert getattr(batch.stats, name)[row] == getattr(alone.stats, name)[row], (row, name)

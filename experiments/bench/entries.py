@@ -24,6 +24,7 @@ class Entry:
       forward: whether its forward solve is a row of its own; not where an entry that differs in the
         gradient only has it already.
       per_sample: whether it tests every sample by the residual that is asked.
+      static_rtol: whether its tolerance has to be a number when it is compiled.
       reference: the entry that its ratio is taken to.
     """
 
@@ -31,6 +32,7 @@ class Entry:
     build: Callable[[float, float, int], Callable]
     forward: bool = True
     per_sample: bool = False
+    static_rtol: bool = False
     reference: str = HAND_WRITTEN
 
 

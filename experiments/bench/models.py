@@ -59,7 +59,7 @@ SIZES = (
     pair(512, 2048, (256, 1434, 4), 4, 64, 12),
 )
 ACCELERATED = pair(512, 2048, (256, 1434, 4), 64, 256, 12)
-"""Of a size that fills one; in place of the others where there is one."""
+"""A size that fills an accelerator; measured there in place of `SIZES`."""
 QUICK = (pair(8, 12, (8, 12, 1), 1, 4, 3),)
 NEVER = 1e-9
 STEP = "jdeq DEQ-Transformer, step"
@@ -237,14 +237,14 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
     chosen = only or parts(quick)
     on_cpu = jax.default_backend() == "cpu"
     sizes = QUICK if quick else SIZES if on_cpu else (ACCELERATED,)
+    limit = {} if on_cpu else {"temp_limit_mib": 32768.0}
     results, notes = [], []
     if "step" in chosen:
         cases = [case for size in sizes for case in step_cases(size)]
-        # More than the limit of the harness: a training step of a size that fills a device.
-        results += measure(cases, rounds=rounds, temp_limit_mib=32768.0, report=report)
+        results += measure(cases, rounds=rounds, report=report, **limit)
         notes += [step_note(size, results) for size in sizes]
     if "generation" in chosen:
-        texts = generation_cases(sizes[0], 6 if quick else 256)
+        texts = generation_cases((QUICK if quick else SIZES)[0], 6 if quick else 256)
         # A call takes a minute without a cache: a few rounds.
         results += measure(texts, rounds=min(rounds, 3), report=report)
         notes.append(generation_note(texts))

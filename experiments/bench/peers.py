@@ -115,7 +115,7 @@ def banax_entries(banax: Any) -> list[Entry]:
 
             return solve
 
-        return Entry(name=name, build=build)
+        return Entry(name=name, build=build, static_rtol=True)
 
     sharp = partial(solvers.Anderson, ridge=1e-12)
     return [

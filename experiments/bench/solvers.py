@@ -73,7 +73,8 @@ def tightened(entry: Entry, problem: Problem) -> Callable:
     """
     norm = float(np.linalg.norm(problem.known.z))
 
-    @jax.jit  # the tolerance is an argument: compiled once
+    # Compiled once where the tolerance may be an argument.
+    @partial(jax.jit, static_argnums=0 if entry.static_rtol else None)
     def run(rtol, *args):
         return entry.build(rtol, norm, problem.max_steps)(problem.f, *args)[0]
 

@@ -49,6 +49,15 @@ def test_none_with_a_local_stop_or_a_fixed_budget(axes):
     assert collectives_in_loops(compiled(Model(test_every=12), layout(**axes))) == []
 
 
+def test_none_for_a_budget_of_one():
+    z = jax.device_put(jax.numpy.ones((BATCH, 8)), layout(data=8).batch)
+
+    def solve(z):
+        return jdeq.fixed_point(lambda _, z, x: jax.numpy.tanh(z), (), z, z, max_steps=1).z
+
+    assert collectives(jax.jit(solve).lower(z).compile().as_text()) == []
+
+
 @pytest.mark.slow  # with the emitters that users have
 def test_testing_every_four_steps_is_outside_the_loop_of_steps():
     program = compiled(Model(test_every=4), layout(data=8))
