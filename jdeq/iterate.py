@@ -3,20 +3,28 @@ trace.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Int, PyTree
 
 from jdeq import tree
 from jdeq.norms import SURE, largest_scale, measure
+from jdeq.progress import (
+    RESULTS,
+    RUNNING,
+    Progress,
+    empty_trace,
+    of_samples,
+    put_rows,
+    returned,
+    take_rows,
+)
 from jdeq.types import Map, ParamMap, Problem, Solution, Solver, SolverStats, Status
 
-_RUNNING = -1
 _DIVERGENCE_FACTOR = 1e6
-_RESULTS = ("z", "residual", "nfe", "status", "trace")
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
@@ -25,21 +33,6 @@ def resolution(z: PyTree) -> float:
     ``z``.
     """
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z)) / 2
-
-
-class _Progress(NamedTuple):
-    step: Int[Array, ""]  # init or solver steps taken
-    state: Any  # the solver's
-    z: PyTree  # the iterate to return
-    residual: Float[Array, " *batch"]  # its relative residual
-    nfe: Int[Array, " *batch"]
-    status: Int[Array, " *batch"]  # a Status, or _RUNNING
-    scale: Float[Array, " *batch"]  # a power of 2 that suits the squares of the latest norms
-    # 0: none is running; 1: some are, all scales 1; 2: one has another scale; None: not kept
-    load: UInt8[Array, ""] | None
-    reference: Float[Array, " *batch"]  # what the residual is small or large against
-    stale: Int[Array, " *batch"] | None  # steps since the residual last improved
-    trace: Float[Array, " max_steps *batch"] | None
 
 
 def iterate(
@@ -100,10 +93,10 @@ def iterate(
     reference = jnp.maximum(absolute + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     zeros = jnp.zeros_like(size, jnp.int32)
-    status = jnp.full_like(zeros, _RUNNING)
+    status = jnp.full_like(zeros, RUNNING)
     if sound is not None:
         status = jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32)
-    progress = _Progress(
+    progress = Progress(
         step=jnp.int32(0),
         state=state,
         z=state.z,
@@ -115,16 +108,16 @@ def iterate(
         load=jnp.uint8(2) if 1 == test_every < max_steps and not (unroll or smaller) else None,
         reference=reference,
         stale=zeros if stagnates else None,
-        trace=_empty_trace(size, max_steps) if trace else None,
+        trace=empty_trace(size, max_steps) if trace else None,
     )
     # A loop's carry must keep its mark under shard_map, and counters start without it.
     progress = tree.vary(progress, tree.varying_axes(size))
     closing = unroll or last or max_steps == 1
     newest = unroll or last or causal
 
-    def observe(p: _Progress, state: Any, *, new: bool = True) -> _Progress:
+    def observe(p: Progress, state: Any, *, new: bool = True) -> Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
-        running = p.status == _RUNNING
+        running = p.status == RUNNING
         scaled = None if p.load is None else p.load == 2
         absolute, size, scale = measure(state, ndim, p.scale, scaled)
         finite = jnp.isfinite(absolute) & jnp.isfinite(size)
@@ -142,13 +135,13 @@ def iterate(
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
         grown = absolute > _DIVERGENCE_FACTOR * p.reference
-        status = jnp.where(grown & sure, Status.DIVERGED, _RUNNING)
+        status = jnp.where(grown & sure, Status.DIVERGED, RUNNING)
         status = jnp.where(passed, Status.CONVERGED, status)
         status = jnp.where(finite | blown, status, Status.NONFINITE)
         stale = None
         if p.stale is not None:
             stale = jnp.where(relative < 0.99 * p.residual, 0, p.stale + 1)
-            spent = (status == _RUNNING) & (stale >= _PATIENCE)
+            spent = (status == RUNNING) & (stale >= _PATIENCE)
             status = jnp.where(spent, Status.MAX_STEPS, status)
         record = p.trace
         if record is not None:
@@ -160,9 +153,9 @@ def iterate(
         status = jnp.where(running, status, p.status).astype(jnp.int32)
         load = p.load
         if load is not None:
-            each = (status == _RUNNING) * (1 + (scale != 1)).astype(jnp.uint8)
+            each = (status == RUNNING) * (1 + (scale != 1)).astype(jnp.uint8)
             load = jnp.max(each, initial=jnp.uint8(0))
-        return _Progress(
+        return Progress(
             step=p.step + new,
             state=state,
             z=tree.select(keep, state.z, p.z),
@@ -176,10 +169,10 @@ def iterate(
             trace=record,
         )
 
-    def advance(p: _Progress, f: Map = f) -> _Progress:
+    def advance(p: Progress, f: Map = f) -> Progress:
         if not (freeze or newest):
             return observe(p, solver.step(f, p.state, ndim=ndim))
-        running = p.status == _RUNNING
+        running = p.status == RUNNING
 
         def held(z: PyTree) -> PyTree:
             moving = running
@@ -199,24 +192,24 @@ def iterate(
             state = state._replace(z=tree.select(finite, state.z, p.state.z))
         return advanced._replace(state=state)
 
-    def unfinished(p: _Progress, most: int = 0) -> Array:
+    def unfinished(p: Progress, most: int = 0) -> Array:
         """Whether more than ``most`` samples are running."""
-        running = p.status == _RUNNING
+        running = p.status == RUNNING
         if most:
-            return jnp.sum(_of_samples(running)) > most
+            return jnp.sum(of_samples(running)) > most
         return jnp.any(running) if p.load is None else p.load > 0
 
-    def several(p: _Progress, f: Map = f) -> _Progress:
+    def several(p: Progress, f: Map = f) -> Progress:
         end = jnp.minimum(p.step + test_every, max_steps)
         return lax.while_loop(lambda p: p.step < end, lambda p: advance(p, f), p)
 
-    def loop(p: _Progress, f: Map, most: int) -> _Progress:
+    def loop(p: Progress, f: Map, most: int) -> Progress:
         body = advance if test_every == 1 else several
         return lax.while_loop(
             lambda p: (p.step < max_steps) & unfinished(p, most), lambda p: body(p, f), p
         )
 
-    def finish(p: _Progress, f: Map, rows: Array | None, left: Sequence) -> _Progress:
+    def finish(p: Progress, f: Map, rows: Array | None, left: Sequence) -> Progress:
         """The loop, with fewer and fewer samples: ``p`` and ``f`` are those of ``rows``."""
         p = loop(p, f, left[0][0] if left else 0)
         ended = observe(p, p.state, new=False)  # what the last step could not measure
@@ -226,14 +219,14 @@ def iterate(
 
         def go_on(results: tuple) -> tuple:
             # Running samples first.
-            chosen = jnp.argsort(~_of_samples(p.status == _RUNNING), stable=True)[:size]
+            chosen = jnp.argsort(~of_samples(p.status == RUNNING), stable=True)[:size]
             chosen_rows = chosen if rows is None else rows[chosen]
-            inner = finish(_take(p, chosen, ndim), part(chosen_rows), chosen_rows, rest)
-            return _put(results, chosen, _results(inner), ndim)
+            inner = finish(take_rows(p, chosen, ndim), part(chosen_rows), chosen_rows, rest)
+            return put_rows(results, chosen, returned(inner), ndim)
 
         more = (p.step < max_steps) & unfinished(p)
-        results = lax.cond(more, go_on, lambda results: results, _results(ended))
-        return ended._replace(**dict(zip(_RESULTS, results, strict=True)))
+        results = lax.cond(more, go_on, lambda results: results, returned(ended))
+        return ended._replace(**dict(zip(RESULTS, results, strict=True)))
 
     progress = observe(progress, progress.state)
     tested = test_every < max_steps
@@ -254,7 +247,7 @@ def iterate(
         progress = advance(progress)
     if not unroll and (closing or not tested):
         progress = observe(progress, progress.state, new=False)
-    status = jnp.where(progress.status == _RUNNING, Status.MAX_STEPS, progress.status)
+    status = jnp.where(progress.status == RUNNING, Status.MAX_STEPS, progress.status)
     stats = SolverStats(progress.nfe, progress.residual, status)
     return Solution(progress.z, stats, progress.trace), progress.state
 
@@ -299,31 +292,3 @@ def solve(
         checkpoint=checkpoint,
         smaller=[(size, of_rows(f)) for size, f in problem.smaller],
     )
-
-
-def _of_samples(running: Array) -> Array:
-    """Whether any part of it is running, for each entry of the first sample axis."""
-    return jnp.any(running, axis=tuple(range(1, running.ndim)))
-
-
-def _take(p: _Progress, rows: Array, ndim: int) -> _Progress:
-    """The entries ``rows`` of the first sample axis."""
-    trace = None if p.trace is None else p.trace[:, rows]
-    return tree.take(p._replace(trace=None), rows, ndim)._replace(trace=trace)
-
-
-def _results(p: _Progress) -> tuple:
-    """What is to be returned of it."""
-    return tuple(getattr(p, name) for name in _RESULTS)
-
-
-def _put(results: tuple, rows: Array, part: tuple, ndim: int) -> tuple:
-    """``results``, of the entries ``rows`` those of ``part``."""
-    *per_sample, trace = results
-    *new, new_trace = part
-    trace = None if trace is None else trace.at[:, rows].set(new_trace)
-    return *tree.put(per_sample, rows, new, ndim), trace
-
-
-def _empty_trace(residual: Array, max_steps: int) -> Array:
-    return jnp.full_like(jnp.repeat(residual[None], max_steps, axis=0), jnp.nan)

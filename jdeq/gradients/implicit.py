@@ -34,8 +34,7 @@ class Implicit(TangentRule):
     Raises:
       ValueError, TypeError: when built, for values outside these ranges.
     Cost: one evaluation of f and one transposed product a step of the adjoint solve; memory
-      constant
-      in the number of steps: the activations of one evaluation and the solver's state.
+      constant in the number of steps: the activations of one evaluation and the solver's state.
     Source: Bai, Kolter, Koltun (2019), Deep Equilibrium Models, theorem 1; Krantz and Parks (2002).
       Deviation: the right-hand side is scaled to unit length per sample, so that the size of the
       loss changes nothing.
