@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from experiments import compare, data, evaluate, leak, sample, train
+from experiments import compare, data, evaluate, leak, noise, sample, train
 from experiments.build import Run, build
 from experiments.config import ConfigError
 from experiments.config_files import load_run
@@ -183,6 +183,25 @@ def test_the_leak_is_shown_beside_the_causal_solve(with_memory, capsys):
     assert len({row["stop"] for row in kept}) == len(kept) / 2 > 1
     assert max(row["leak_max"] for row in kept if row["causal"]) == 0
     assert leak.main(["--workdir", str(with_memory), "--budgets", "--rtols"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory_run")
+def test_looser_adjoint_solves_take_less_and_are_further_off(with_memory, capsys):
+    argv = ["--workdir", str(with_memory)]
+    assert noise.main([*argv, "--batches", "3", "--rtols", "1e-3", "0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tight, loose = ([float(cell) for cell in line.strip("|").split("|")] for line in lines[2:4])
+    assert (tight[0], loose[0]) == (1e-3, 0.3)
+    assert tight[1] > loose[1] and tight[2] < 1e-2 < loose[2]
+    size = float(lines[-1].split("from the mean by ")[1].split()[0])
+    assert loose[4] == pytest.approx(loose[2] / size, rel=0.1, abs=1e-3)
+    for wrong, message in (
+        ("--batches 1", "batches must be >= 2"),
+        ("--rtols 2", "rtols must lie"),
+    ):
+        assert noise.main([*argv, *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_character_is_shown_when_it_is_whole(capsys):
