@@ -18,7 +18,7 @@ from experiments.bench.problems import (
     transformer,
     two_layer,
 )
-from experiments.bench.truth import TanhTruth
+from experiments.bench.truth import CHECKED, TanhTruth
 
 
 def repeat(steps):
@@ -110,7 +110,7 @@ def test_truth_against_finite_differences(make):
 
 
 def test_problems_are_as_described():
-    a, b = problem_a(), problem_b()
+    a, b = problem_a(batch=CHECKED), problem_b(batch=CHECKED)
     assert a.known.spectral_radius() == pytest.approx(0.63, abs=0.04)
     assert b.known.spectral_radius() == pytest.approx(0.92, abs=0.02)
     w = np.asarray(b.params["w"])
