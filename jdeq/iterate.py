@@ -92,6 +92,7 @@ def iterate(
     absolute, size, scale = measure(state, ndim, scale)
     reference = jnp.maximum(absolute + size, 1.0)
     stagnates = rtol < resolution(z0) and not (unroll or last)
+    tested = test_every < max_steps
     zeros = jnp.zeros_like(size, jnp.int32)
     status = jnp.full_like(zeros, RUNNING)
     if sound is not None:
@@ -104,8 +105,8 @@ def iterate(
         nfe=zeros,
         status=status,
         scale=scale,
-        # One reduction for both, and for all devices; not where no other, or another, is made.
-        load=jnp.uint8(2) if 1 == test_every < max_steps and not (unroll or smaller) else None,
+        # Where each step ends with a stop test, the same reduction, over devices too, tells both.
+        load=jnp.uint8(2) if tested and test_every == 1 and not (unroll or smaller) else None,
         reference=reference,
         stale=zeros if stagnates else None,
         trace=empty_trace(size, max_steps) if trace else None,
@@ -229,7 +230,6 @@ def iterate(
         return ended._replace(**dict(zip(RESULTS, results, strict=True)))
 
     progress = observe(progress, progress.state)
-    tested = test_every < max_steps
     if unroll:
         body = jax.checkpoint(advance) if checkpoint else advance
 

@@ -144,7 +144,7 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
     began = time.perf_counter()
     small = quick or jax.default_backend() == "cpu"
     chosen = [group for group in all_groups(quick) if not only or group.part in only]
-    tasks = {id(group.task): group.task for group in chosen}.values()
+    tasks = {group.task.name: group.task for group in chosen}.values()
     rounds = min(rounds, ROUNDS)
     notes = [
         ("Reduced sizes, for a CPU. " if small else "")
