@@ -43,8 +43,12 @@ def fixed_point(
     differentiable.
 
     A sample is done when ``||f(z) - z|| <= atol + rtol ||f(z)||``, norms over all its leaves.
-    Samples do
-    not affect each other: iterates, counts, status and gradient are those of the sample alone.
+    Samples do not affect each other: iterates, counts, status and gradient are those of the sample
+    alone.
+
+    Under ``vmap`` the mapped axis is one more axis of samples: a solve with ``batch_ndim=0``,
+    mapped, is that of the batch and takes as long. (With ``compact``, with ``Unrolled`` and where f
+    has effects, JAX maps the loop, which takes longer.)
 
     Args:
       f: a pure map ``f(params, z, x) -> z`` that treats samples separately. It may capture traced

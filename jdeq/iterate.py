@@ -2,6 +2,7 @@
 trace.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from jdeq.progress import (
     take_rows,
 )
 from jdeq.types import Map, ParamMap, Problem, Solution, Solver, SolverStats, Status
+from jdeq.vmapped import over_samples
 
 _DIVERGENCE_FACTOR = 1e6
 _PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
@@ -275,14 +277,12 @@ def solve(
 
         return part
 
-    return iterate(
-        lambda z: problem.f(params, z, x),
-        solver or problem.solver,
-        z0,
+    run = functools.partial(
+        iterate,
+        solver=solver or problem.solver,
         rtol=problem.rtol,
         atol=problem.atol,
         max_steps=problem.max_steps,
-        ndim=problem.batch_ndim + problem.causal,
         causal=problem.causal,
         trace=problem.trace,
         test_every=problem.test_every,
@@ -291,4 +291,7 @@ def solve(
         unroll=unroll,
         checkpoint=checkpoint,
         smaller=[(size, of_rows(f)) for size, f in problem.smaller],
+    )
+    return over_samples(
+        run, lambda z: problem.f(params, z, x), z0, problem.batch_ndim + problem.causal
     )

@@ -28,8 +28,7 @@ def measure(
 
     Args:
       scaled: whether the scale of a sample that is running is not 1; None: unknown. Where none is,
-        entries are left alone: a factor per sample costs a pass over the state on a CPU. Under vmap
-        both norms are taken.
+        entries are left alone: a factor per sample costs a pass over the state on a CPU.
     """
     if scaled is not None:
         return lax.cond(

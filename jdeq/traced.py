@@ -49,6 +49,11 @@ class Traced:
         out = jax.tree.unflatten(self._out, jax.extend.core.jaxpr_as_fun(closed)(*leaves))
         return tree.vary(tree.cast_like(out, z), tree.varying_axes(z))
 
+    @property
+    def effects(self) -> Any:
+        """What f does beside returning values."""
+        return self._jaxpr.effects
+
     @functools.cached_property
     def _text(self) -> str:
         return str(self._jaxpr)

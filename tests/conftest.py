@@ -20,10 +20,10 @@ def pytest_configure(config):
     # Most of the fast suite's time is XLA's. The slow suite trains, and needs fast programs.
     if config.option.markexpr.startswith("not slow"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        # A program compiles in 40% of the time. Later versions do not know the first option.
-        if importlib.metadata.version("jaxlib").startswith("0.10."):
-            quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+    # A program compiles in 40% of the time. Later versions do not know the first option.
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
 
 
 @pytest.fixture(scope="session")

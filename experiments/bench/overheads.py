@@ -1,5 +1,6 @@
 """What a solve takes beside its evaluations of f."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,6 +29,26 @@ def overhead_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
         shared = {"group": group, "f": problem.f, "reference": bare}
         cases.append(Case(name=entry.name, make=make, args=args, **shared))
         cases.append(Case(name=bare, make=repeat, args=(*args, jnp.int32(evaluations)), **shared))
+    return cases
+
+
+def mapped_cases(problem: Problem) -> list[Case]:
+    """value_and_grad of the solve of one sample under vmap against that of the batch; nothing is
+    counted, for a callback in f would have JAX map the loop.
+    """
+    cases, group = [], f"{problem.name}, value_and_grad, one sample under vmap"
+
+    def add(entry: Entry, name: str, of_all: Callable[[Callable], Callable]) -> None:
+        solve = entry.build(RTOL, 1.0, problem.max_steps)
+        solve_all = of_all(lambda params, z0, x: solve(problem.f, params, z0, x)[0])
+        gradient = jax.value_and_grad(lambda *args: loss_of(solve_all(*args)))
+        shared = {"group": group, "f": None, "reference": entry.name, "args": problem.args}
+        cases.append(Case(name=name, make=lambda _: gradient, **shared))
+
+    for name, solver in SOLVERS.items():
+        add(jdeq_entry(name, solver), name, lambda solve: solve)
+        one = jdeq_entry(name, solver, batch_ndim=0)
+        add(one, f"{name}, mapped", lambda solve: jax.vmap(solve, (None, 0, 0)))
     return cases
 
 

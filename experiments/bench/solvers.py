@@ -19,7 +19,7 @@ from experiments.bench.entries import (
     mixed_entries,
 )
 from experiments.bench.harness import Case, Result, measure, quartiles, ratios
-from experiments.bench.overheads import adjoint_notes, overhead_cases
+from experiments.bench.overheads import adjoint_notes, mapped_cases, overhead_cases
 from experiments.bench.peers import peer_entries
 from experiments.bench.problems import (
     RTOL,
@@ -272,6 +272,7 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
         ]  # fmt: skip
         bare = [hand_written(), *ours[:4]]
         cases = [case for problem in maps for case in overhead_cases(problem, bare)]
+        cases += mapped_cases((QUICK if quick else FAMILIES)["B"]())
         results += measure(cases, rounds=rounds, report=report)
     write(out, "solvers", results, notes, settings, groups)
     print((out / "table.md").read_text())

@@ -1,6 +1,7 @@
 """Implicit differentiation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from jdeq.gradients.rule import Point, TangentRule, linear_solve
 from jdeq.iterate import iterate
 from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
 from jdeq.types import Map, Problem, Solver, SolverStats, require_integer
+from jdeq.vmapped import over_samples
 
 _LINEAR = (Picard, Anderson, Broyden, NewtonKrylov)  # have an adjoint form
 
@@ -113,20 +115,19 @@ def affine_solve(
     def affine(operator: Map, unit: PyTree) -> Map:
         return lambda u: tree.cast_like(tree.add(operator(u), unit), unit)
 
-    solution, _ = iterate(
-        affine(operator, unit),
-        solver,
-        unit,
+    run = functools.partial(
+        iterate,
+        solver=solver,
         rtol=rtol,
         atol=0.0,
         max_steps=max_steps,
-        ndim=ndim,
         test_every=test_every,
         smaller=[
             (size, lambda rows, of=of: affine(of(rows), tree.take(unit, rows, 1)))
             for size, of in smaller
         ],
     )
+    solution, _ = over_samples(run, affine(operator, unit), unit, ndim)
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
 

@@ -19,6 +19,8 @@ from jdeq.solvers import Reversible
 from jdeq.solvers.reversible import ReversibleState
 from jdeq.types import GradientRule, Map, Problem, Solution, Solver
 
+_FIRST_ORDER = "jdeq.ReversibleGradient: the reverse pass cannot be differentiated"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReversibleGradient(GradientRule):
@@ -128,7 +130,8 @@ def _solve_forward(rule, problem, params, z0, x, probe):
     inputs = (params, x)
     moving = jax.tree.map(lambda leaf: leaf.value if leaf.perturbed else None, inputs)
     still = jax.tree.map(lambda leaf: None if leaf.perturbed else leaf.value, inputs)
-    params, z0, x, probe = jax.tree.map(lambda leaf: leaf.value, (params, z0, x, probe))
+    values = jax.tree.map(lambda leaf: leaf.value, (params, z0, x, probe))
+    params, z0, x, probe = first_order_only(_FIRST_ORDER, values)
     every = rule.anchor_every(problem.solver, z0)
     anchored = _Anchored(problem.solver, every, -(-problem.max_steps // every))
     solution, state = solve(problem, params, z0, x, solver=anchored, freeze=True, last=True)
@@ -136,13 +139,12 @@ def _solve_forward(rule, problem, params, z0, x, probe):
 
 
 def _solve_backward(rule, problem, kept, cotangent):
-    reason = "jdeq.ReversibleGradient: the reverse pass cannot be differentiated"
     d_z = jax.tree.map(
         lambda ct, a: jnp.zeros_like(a) if isinstance(ct, SymbolicZero) else ct,
         cotangent.z,
         kept[2],
     )
-    (moving, still, z0, last, anchors, probe), d_z = first_order_only(reason, (kept, d_z))
+    (moving, still, z0, last, anchors, probe), d_z = first_order_only(_FIRST_ORDER, (kept, d_z))
     solver, ndim = problem.solver, problem.batch_ndim + problem.causal
     beta, every = solver.beta, rule.anchor_every(solver, z0)
     axes = tree.varying_axes(z0)

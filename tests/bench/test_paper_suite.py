@@ -1,10 +1,5 @@
 """The suite of published models: operations counted by hand, sizes, a quick run without extras."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +10,6 @@ from experiments.bench.flops import program_flops
 from experiments.bench.paper_rows import full
 from jdeq.training import make_init
 
-ROOT = Path(__file__).parent.parent.parent
 M, K = 8, 16
 PRODUCT = 2 * M * K * K
 ABSENT = "tyro tensorflow_datasets jaxopt grain sklearn tokenizers PIL matplotlib tensorboardX"
@@ -111,22 +105,13 @@ def test_sizes_are_the_published_ones():
 
 
 @pytest.mark.slow
-def test_quick_run_without_the_extras(tmp_path):
+def test_quick_run_without_the_extras(quick_run):
     """Every row works and has the evaluations and products of its budget, or else an error."""
     code = (
         f"import runpy, sys\nfor name in {ABSENT.split()}: sys.modules[name] = None\n"
-        f"sys.argv[1:] = ['paper', '--quick', '--out', {str(tmp_path)!r}]\n"
         "runpy.run_module('experiments.bench', run_name='__main__')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # it compiles, little else
-    )
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "paper" / "results.json").read_text())
+    content, _ = quick_run("paper", ("-c", code))
     assert "matplotlib is not installed: no plot" in content["notes"]
     cases = content["cases"]
     assert len(cases) == 14 and not any(case["error"] for case in cases)

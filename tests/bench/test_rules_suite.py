@@ -1,23 +1,13 @@
 """A quick run of the benchmark of the gradient rules from the command line."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from experiments.bench.rules import RTOL, RULES
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 @pytest.mark.slow
-def test_quick_run_of_the_rules_suite(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "rules", "--quick", "--out"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "rules" / "results.json").read_text())
+def test_quick_run_of_the_rules_suite(quick_run):
+    content, _ = quick_run("rules")
     cases = {case["name"]: case for case in content["cases"]}
     assert set(cases) == set(RULES)
     for name, case in cases.items():

@@ -1,6 +1,5 @@
 """A quick run of the solver benchmark from the command line, and the entries one by one."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.slow
-def test_quick_run_writes_the_report(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "solvers", "--quick", "--out"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "solvers" / "results.json").read_text())
+def test_quick_run_writes_the_report(quick_run, tmp_path):
+    content, printed = quick_run("solvers")
     assert content["manifest"]["versions"]["jax"]
     assert content["settings"]["quick"] is True
     cases = {(c["group"], c["name"]): c for c in content["cases"]}
@@ -41,34 +37,31 @@ def test_quick_run_writes_the_report(tmp_path):
         values = cases["mixed, value_and_grad", name]
         assert not values["error"] and values["residual_worst_sample"] <= REACHED
         assert values["gradient_error"] <= 1e-3
+    for name in SOLVERS:
+        mapped = cases["B, value_and_grad, one sample under vmap", f"{name}, mapped"]
+        assert not mapped["error"]
     table = (tmp_path / "solvers" / "table.md").read_text()
     assert "## B, value_and_grad" in table
     assert "with the loss multiplied by 1e-6" in table
     assert "one entry for all of them: jdeq" in table
     assert (tmp_path / "solvers" / "bars.png").stat().st_size > 0
-    assert table in done.stdout
+    assert table in printed
 
 
 @pytest.mark.slow
-def test_quick_run_of_the_reversible_suite(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "reversible", "--quick", "--out"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "reversible" / "results.json").read_text())
+def test_quick_run_of_the_reversible_suite(quick_run):
+    content, printed = quick_run("reversible")
     errors = [c for c in content["cases"] if c["group"].startswith("gradient error")]
     assert len(errors) == 3
     for row in errors:
         assert 0 < row["error_anchors"] <= row["error_asked"]
         assert row["error_float64"] < 1e-12
-    assert "3 of 3 rows within what is asked" in done.stdout
+    assert "3 of 3 rows within what is asked" in printed
 
 
 @pytest.mark.slow
-def test_quick_run_of_the_models_suite(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "models", "--quick", "--out"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "models" / "results.json").read_text())
+def test_quick_run_of_the_models_suite(quick_run):
+    content, _ = quick_run("models")
     assert len(content["cases"]) == 7 and not any(c["error"] for c in content["cases"])
     steps, generation = content["notes"]
     assert "tokens a second" in steps and "share of the step" in steps
@@ -76,11 +69,8 @@ def test_quick_run_of_the_models_suite(tmp_path):
 
 
 @pytest.mark.every
-def test_quick_run_of_the_training_suite(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "training", "--quick", "--out"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "training" / "results.json").read_text())
+def test_quick_run_of_the_training_suite(quick_run):
+    content, _ = quick_run("training")
     cases = {(c["group"].split(",")[0], c["name"]): c for c in content["cases"]}
     assert not any(c["error"] for c in cases.values())
     memory = {n: c["temp_mib"] for (g, n), c in cases.items() if g == "memory of a training step"}
