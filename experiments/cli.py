@@ -1,11 +1,28 @@
-"""What the commands share: errors as one message, quiet libraries."""
+"""What the commands share: their arguments, errors as one message, quiet libraries."""
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
 
 from experiments.config import ConfigError
 from jdeq.training import CheckpointError, NonFiniteError
+
+T = TypeVar("T")
+
+
+def command(
+    name: str,
+    arguments: type[T],
+    run: Callable[[T], int],
+    argv: Sequence[str] | None,
+    description: str | None,
+) -> int:
+    """``run`` with the arguments of ``python -m experiments.NAME``, guarded; its exit code."""
+    prog = f"python -m experiments.{name}"
+    return guarded(lambda: run(tyro.cli(arguments, args=argv, prog=prog, description=description)))
 
 
 def guarded(main: Callable[[], int]) -> int:

@@ -8,10 +8,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from experiments import workdir
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import flatten, read_config
 from experiments.tables import markdown, spread
@@ -89,10 +87,9 @@ def _differing(configs: Sequence[ExperimentConfig]) -> list[str]:
     return [n for n in names if n not in shown and len({str(f.get(n)) for f in flat}) > 1]
 
 
-def main() -> int:
-    """Entry point."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    return guarded(lambda: run(arguments))
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return command("compare", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 
 from experiments import run_report, stopping, trained
 from experiments.build import Run
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.task import Task
 
@@ -82,15 +81,7 @@ def _task(loaded: Run, arguments: Arguments) -> Task:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def evaluate() -> int:
-        return run(
-            tyro.cli(
-                Arguments, args=argv, prog="python -m experiments.evaluate", description=__doc__
-            )
-        )
-
-    return guarded(evaluate)
+    return command("evaluate", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ from typing import Any, Literal, NamedTuple
 
 import flatbuffers  # noqa: F401  jax.export needs it to serialize, and jax does not bring it
 import jax
-import tyro
 from jax import export
 from rich.console import Console
 
 import jdeq
 from experiments import run_report, stopping, trained, workdir
 from experiments.build import Run, gives_losses
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.task import Task
 from jdeq.data import Dataset
@@ -216,13 +215,7 @@ def _snippet(output: pathlib.Path, program: export.Exported) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def export_run() -> int:
-        return run(
-            tyro.cli(Arguments, args=argv, prog="python -m experiments.export", description=__doc__)
-        )
-
-    return guarded(export_run)
+    return command("export", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

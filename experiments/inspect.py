@@ -14,12 +14,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-import tyro
 from rich.console import Console
 
 from experiments import trained, workdir
 from experiments.build import Run
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.inspection import page
 from experiments.inspection.findings import as_json, measure
@@ -99,12 +98,7 @@ def _writable(directory: pathlib.Path) -> pathlib.Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def inspect() -> int:
-        prog = "python -m experiments.inspect"
-        return run(tyro.cli(Arguments, args=argv, prog=prog, description=__doc__))
-
-    return guarded(inspect)
+    return command("inspect", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
 from experiments import stopping, trained, workdir
 from experiments.build import Run
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.provenance import provenance
 from experiments.tables import markdown_of
@@ -101,13 +100,7 @@ def _moved(loaded: Run, model: Any, variables: dict[str, Any], windows: int) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def leak() -> int:
-        return run(
-            tyro.cli(Arguments, args=argv, prog="python -m experiments.leak", description=__doc__)
-        )
-
-    return guarded(leak)
+    return command("leak", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 import jdeq
 from experiments import trained
 from experiments.build import Run
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.tables import markdown_of
 from jdeq.training import TrainState
@@ -110,13 +109,7 @@ def gradients(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def noise() -> int:
-        return run(
-            tyro.cli(Arguments, args=argv, prog="python -m experiments.noise", description=__doc__)
-        )
-
-    return guarded(noise)
+    return command("noise", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

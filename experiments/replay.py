@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 from rich.table import Table
 
 from experiments import trained, workdir
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.train import make_loop
 from jdeq.fixed_point import backward_probe
@@ -153,12 +152,7 @@ def table(samples: Samples) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def replay() -> int:
-        prog = "python -m experiments.replay"
-        return run(tyro.cli(Arguments, args=argv, prog=prog, description=__doc__))
-
-    return guarded(replay)
+    return command("replay", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

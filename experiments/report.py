@@ -14,10 +14,8 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from experiments import workdir
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.studies import STUDIES, Study
 from experiments.studies import records as kept
@@ -182,12 +180,7 @@ def _place(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def report() -> int:
-        name = "python -m experiments.report"
-        return run(tyro.cli(Arguments, args=argv, prog=name, description=__doc__))
-
-    return guarded(report)
+    return command("report", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

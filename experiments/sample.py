@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
 import jdeq
 from experiments import trained
 from experiments.build import Run
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.data import CorpusData, StdlibData
 from jdeq.data import Corpus
@@ -166,13 +165,7 @@ def _sampling(arguments: Arguments) -> Sampling:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def sample() -> int:
-        return run(
-            tyro.cli(Arguments, args=argv, prog="python -m experiments.sample", description=__doc__)
-        )
-
-    return guarded(sample)
+    return command("sample", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

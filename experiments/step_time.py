@@ -15,12 +15,11 @@ import time
 from collections.abc import Sequence
 
 import jax
-import tyro
 from rich.console import Console
 
 from experiments import workdir
 from experiments.build import Run, build
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.config_files import read_config
 from experiments.provenance import provenance
@@ -97,12 +96,7 @@ def _median(run: Run, step: TrainStep, state: TrainState, steps: int, penalize: 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def step_time() -> int:
-        name = "python -m experiments.step_time"
-        return run(tyro.cli(Arguments, args=argv, prog=name, description=__doc__))
-
-    return guarded(step_time)
+    return command("step_time", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import tyro
 from rich.console import Console
 
 from experiments import train, workdir
-from experiments.cli import guarded
+from experiments.cli import command
 from experiments.config import ConfigError
 from experiments.studies import STABILITY, STUDIES, Study, Training
 from experiments.studies.study import environment
@@ -252,12 +252,7 @@ def finished(training: Training, runs: pathlib.Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-
-    def study() -> int:
-        name = "python -m experiments.study"
-        return run(tyro.cli(Arguments, args=argv, prog=name, description=__doc__))
-
-    return guarded(study)
+    return command("study", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":
