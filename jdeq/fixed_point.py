@@ -46,9 +46,11 @@ def fixed_point(
     Samples do not affect each other: iterates, counts, status and gradient are those of the sample
     alone.
 
-    Under ``vmap`` the mapped axis is one more axis of samples: a solve with ``batch_ndim=0``,
-    mapped, is that of the batch and takes as long. (With ``compact``, with ``Unrolled`` and where f
-    has effects, JAX maps the loop, which takes longer.)
+    Under ``vmap`` the mapped axis is one more axis of samples: solves with ``batch_ndim=0``,
+    mapped, are those of the batch and take as long. JAX maps the loop, which takes longer, with
+    ``compact`` and ``Unrolled``, in the reverse pass of ``ReversibleGradient``, where f has effects
+    or says how values lie on a mesh, and where lanes are split over an explicit mesh axis. The
+    automatic checks of ``checkify`` do not look into a solve: check f by itself.
 
     Args:
       f: a pure map ``f(params, z, x) -> z`` that treats samples separately. It may capture traced

@@ -277,9 +277,10 @@ def solve(
 
         return part
 
+    solver = solver or problem.solver
     run = functools.partial(
         iterate,
-        solver=solver or problem.solver,
+        solver=solver,
         rtol=problem.rtol,
         atol=problem.atol,
         max_steps=problem.max_steps,
@@ -292,6 +293,11 @@ def solve(
         checkpoint=checkpoint,
         smaller=[(size, of_rows(f)) for size, f in problem.smaller],
     )
-    return over_samples(
-        run, lambda z: problem.f(params, z, x), z0, problem.batch_ndim + problem.causal
-    )
+    ndim = problem.batch_ndim + problem.causal
+
+    def f(z: PyTree) -> PyTree:
+        return problem.f(params, z, x)
+
+    if unroll or problem.smaller:
+        return run(f, z0=z0, ndim=ndim)
+    return over_samples(run, solver, f, z0, ndim)

@@ -35,6 +35,8 @@ def _same(a: Any, b: Any) -> bool:
         return a.__code__ is b.__code__ and _same(_held(a), _held(b))
     if isinstance(a, functools.partial):
         return _same([a.func, a.args, a.keywords], [b.func, b.args, b.keywords])
+    if hasattr(a, "rule"):  # how JAX wraps one for vmap
+        return _same(a.rule, b.rule)
     if hasattr(a, "transforms"):  # how JAX wraps a rule that it will trace later
         made, other = ([first for first, *_ in wrapped.transforms] for wrapped in (a, b))
         return _same([a.f, made], [b.f, other])

@@ -1,7 +1,7 @@
 """A map traced once, with what it captures as arguments."""
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -30,29 +30,14 @@ class Traced:
         cls, f: Any, params: PyTree, z0: PyTree, x: PyTree, which: int = 0
     ) -> tuple["Traced", list]:
         """f traced, and the arrays it captured."""
-
-        # A new function each time: JAX would answer from its cache, with arrays captured earlier.
-        def fresh(params: PyTree, z: PyTree, x: PyTree) -> PyTree:
-            return f(params, z, x)
-
-        closed, out = jax.make_jaxpr(fresh, return_shape=True)(params, z0, x)
+        jaxpr, out, captured = trace(f, params, z0, x)
         check_output(z0, out)
-        jaxpr: Any = closed.jaxpr
-        if hasattr(jaxpr, "with_consts"):  # jax 0.12: one class, which would hold the constants
-            jaxpr = jaxpr.with_consts([None] * len(closed.consts))
-        return cls(f, jaxpr, jax.tree.structure(out), which), closed.consts
+        return cls(f, jaxpr, jax.tree.structure(out), which), captured
 
     def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
         params, captured = params
-        leaves = jax.tree.leaves((params, z, x))
-        closed = jax.extend.core.ClosedJaxpr(self._jaxpr, captured[self._which])
-        out = jax.tree.unflatten(self._out, jax.extend.core.jaxpr_as_fun(closed)(*leaves))
+        out = call(self._jaxpr, self._out, captured[self._which], params, z, x)
         return tree.vary(tree.cast_like(out, z), tree.varying_axes(z))
-
-    @property
-    def effects(self) -> Any:
-        """What f does beside returning values."""
-        return self._jaxpr.effects
 
     @functools.cached_property
     def _text(self) -> str:
@@ -69,6 +54,26 @@ class Traced:
             and self._text == other._text
             and same_program(self._jaxpr, other._jaxpr)
         )
+
+
+def trace(f: Callable[..., PyTree], *args: PyTree) -> tuple[Any, PyTree, list]:
+    """The program of ``f(*args)``, its results' shapes, and the arrays that f captured."""
+
+    # A new function each time: JAX would answer from its cache, with arrays captured earlier.
+    def fresh(*args: PyTree) -> PyTree:
+        return f(*args)
+
+    closed, out = jax.make_jaxpr(fresh, return_shape=True)(*args)
+    jaxpr: Any = closed.jaxpr
+    if hasattr(jaxpr, "with_consts"):  # jax 0.12: one class, which would hold the constants
+        jaxpr = jaxpr.with_consts([None] * len(closed.consts))
+    return jaxpr, out, closed.consts
+
+
+def call(jaxpr: Any, out: Any, captured: list, *args: PyTree) -> PyTree:
+    """The results of a traced program, with the structure ``out``."""
+    closed = jax.extend.core.ClosedJaxpr(jaxpr, captured)
+    return jax.tree.unflatten(out, jax.extend.core.jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
 
 
 def compact_sizes(samples: int, compact: int) -> list[int]:

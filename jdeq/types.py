@@ -75,8 +75,8 @@ class Solver(abc.ABC):
     ``step``.
 
     A state is a NamedTuple with at least ``z``, where f was last evaluated, and ``fz = f(z)``.
-    Per-sample leaves lead with the ``ndim`` batch axes. Stopping, freezing, the best iterate and
-    statistics belong to :mod:`jdeq.iterate`.
+    Per-sample leaves lead with the ``ndim`` batch axes, to which vmap adds its own. Stopping,
+    freezing, the best iterate and statistics belong to :mod:`jdeq.iterate`.
     """
 
     causal: ClassVar[bool] = False

@@ -1,55 +1,92 @@
 """vmap of a solve: one solve, in which the mapped axis is one more axis of samples."""
 
-import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import PyTree
 
-from jdeq.traced import Traced
+from jdeq.traced import call, trace
 from jdeq.types import Map, Solution, Solver
 
+_LAID_OUT = ("sharding_constraint", "shard_map")  # what vmap's spmd_axis_name is for
 
-def over_samples(run: functools.partial, f: Map, z0: PyTree, ndim: int) -> tuple[Solution, Any]:
-    """``run(f, z0=z0, ndim=ndim)``, `iterate` with its options, whose vmap is a run with
-    ``ndim + 1`` axes of samples.
+
+class Run(Protocol):
+    """A solve of a map, with its options."""
+
+    def __call__(self, f: Map, *, z0: PyTree, ndim: int) -> tuple[Solution, Any]: ...
+
+
+def over_samples(run: Run, solver: Solver, f: Map, z0: PyTree, ndim: int) -> tuple[Solution, Any]:
+    """``run(f, z0=z0, ndim=ndim)``, whose vmap is a run with ``ndim + 1`` axes of samples.
 
     JAX's own rule would map each operation of the loop: a step counter per lane, a scatter into the
     history, and a selection of the whole carry in every step for the lanes that stopped. It is left
-    to it where f has effects (collectives over a mapped axis are some), where fewer and fewer
-    samples are gathered, and where steps are differentiated, for the result is not.
+    to it where the solver mixes samples, where f has effects (collectives are some, but not all) or
+    says how values lie on a mesh, and where lanes are split over an explicit mesh axis. Cannot be
+    differentiated in reverse mode.
     """
-    solver: Solver = run.keywords["solver"]
-    if solver.mixes or run.keywords["smaller"] or run.keywords.get("unroll"):
-        return run(f, z0=z0, ndim=ndim)
-    traced, captured = Traced.trace(lambda _, z, __: f(z), (), z0, ())
-    if traced.effects:
+    jaxpr, shapes, captured = trace(f, z0)
+    out = jax.tree.structure(shapes)
+    if solver.mixes or jaxpr.effects or _names_axes(jaxpr):
         return run(f, z0=z0, ndim=ndim)
 
     def of(captured: list, z: PyTree) -> PyTree:
-        return traced(((), [captured]), z, ())
+        return call(jaxpr, out, captured, z)
 
-    @custom_vmap
-    def solve(captured: list, z0: PyTree) -> tuple[Solution, Any]:
+    def alone(captured: list, z0: PyTree) -> tuple[Solution, Any]:
         return run(lambda z: of(captured, z), z0=z0, ndim=ndim)
 
-    @solve.def_vmap
     def rule(lanes: int, mapped: list, captured: list, z0: PyTree):
-        of_captured, of_z0 = mapped
+        axes = tuple(jax.tree.map(lambda has: 0 if has else None, mapped))
+        if any(map(_on_explicit_axis, _mapped_leaves(mapped, (captured, z0)))):
+            results = jax.vmap(alone, in_axes=axes, axis_size=lanes)(captured, z0)
+            return results, jax.tree.map(lambda _: True, results)
         z0 = jax.tree.map(
-            lambda a, has: a if has else jnp.broadcast_to(a, (lanes, *a.shape)), z0, of_z0
+            lambda a, has: a if has else jnp.broadcast_to(a, (lanes, *a.shape)), z0, mapped[1]
         )
-        axes = [0 if has else None for has in of_captured]
-        every_lane = jax.vmap(of, in_axes=(axes, 0))
-        solution, state = over_samples(run, lambda z: every_lane(captured, z), z0, ndim + 1)
+        every_lane = jax.vmap(of, in_axes=(axes[0], 0))
+        solution, state = over_samples(run, solver, lambda z: every_lane(captured, z), z0, ndim + 1)
         if solution.trace is not None:
             solution = solution._replace(trace=jnp.moveaxis(solution.trace, 1, 0))
         # What samples share, such as the slot written next, has no lanes.
-        one = jax.tree.map(lambda a: a[0], z0)
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), z0)
         kept = jax.eval_shape(lambda z: solver.init(lambda z: z, z, ndim=ndim), one)
         has_lanes = jax.tree.map(lambda a, b: a.ndim > b.ndim, state, kept)
         return (solution, state), (jax.tree.map(lambda _: True, solution), has_lanes)
 
+    solve = custom_vmap(alone)
+    solve.def_vmap(rule)
     return solve(captured, z0)
+
+
+def _mapped_leaves(mapped: PyTree, args: PyTree) -> list[jax.Array]:
+    leaves = zip(jax.tree.leaves(args), jax.tree.leaves(mapped), strict=True)
+    return [leaf for leaf, has in leaves if has]
+
+
+def _on_explicit_axis(a: jax.Array) -> bool:
+    """Whether the first axis is split over a mesh axis that is part of the type."""
+    return jax.typeof(a).sharding.spec[0] is not None
+
+
+def _names_axes(jaxpr: Any) -> bool:
+    """Whether a program, or one in it, has a collective or says how values lie on a mesh."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in _LAID_OUT or eqn.params.get("axis_name") is not None:
+            return True
+        if any(map(_names_axes, _programs(list(eqn.params.values())))):
+            return True
+    return False
+
+
+def _programs(value: Any) -> Iterator[Any]:
+    """The jaxprs among an operation's parameters."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _programs(part)
+    elif hasattr(value, "eqns"):
+        yield value

@@ -16,14 +16,26 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 _MANY_MAPS = 20_000  # Linux allows a process 65,530 memory maps; each compiled program takes some
 
 
+def _quick_compilation():
+    """Environment in which a program compiles in 40% of the time, and runs slower."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    # Later versions do not know the first option.
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        options = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        quick["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options}"
+    return quick
+
+
 def pytest_configure(config):
     # Most of the fast suite's time is XLA's. The slow suite trains, and needs fast programs.
     if config.option.markexpr.startswith("not slow"):
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    # A program compiles in 40% of the time. Later versions do not know the first option.
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+        os.environ.update(_quick_compilation())
+
+
+@pytest.fixture
+def quick_compilation():
+    """For processes that tests start, which compile and do little else."""
+    return _quick_compilation()
 
 
 @pytest.fixture(scope="session")

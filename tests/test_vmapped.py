@@ -1,5 +1,7 @@
 """vmap of a solve of one sample is the solve of a batch: in its program, its results, its order."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,11 +122,24 @@ def test_causal_positions_of_mapped_sequences():
     np.testing.assert_array_equal(got.stats.nfe, want.stats.nfe)
 
 
-def test_a_map_that_sums_over_the_mapped_axis():
+def _next(z):
+    return jax.lax.ppermute(z, "lanes", [(i, (i + 1) % len(X)) for i in range(len(X))])
+
+
+@pytest.mark.parametrize(
+    ("mates", "known"),
+    [
+        (lambda z: jax.lax.pmean(z, "lanes"), lambda z: z.mean(0)),
+        (_next, lambda z: np.roll(z, 1, axis=0)),  # without an effect in its program
+        (jax.jit(_next), lambda z: np.roll(z, 1, axis=0)),
+    ],
+    ids=["pmean", "ppermute", "ppermute in a jit"],
+)
+def test_a_map_that_reads_its_mates(mates, known):
     """Lanes are then not samples: the axis has to be there by its name."""
 
     def with_mates(w, z, x):
-        return jnp.tanh(w @ z + x + 0.1 * jax.lax.pmean(z, "lanes"))
+        return jnp.tanh(w @ z + x + 0.1 * mates(z))
 
     def solve(x):
         return jdeq.fixed_point(with_mates, W, jnp.zeros_like(x), x, rtol=1e-11, batch_ndim=0).z
@@ -132,7 +147,7 @@ def test_a_map_that_sums_over_the_mapped_axis():
     got = jax.jit(jax.vmap(solve, axis_name="lanes"))(X)
     want = np.zeros_like(X)
     for _ in range(200):
-        want = np.tanh(want @ W.T + X + 0.1 * want.mean(0))
+        want = np.tanh(want @ W.T + X + 0.1 * known(want))
     np.testing.assert_allclose(got, want, atol=1e-9)
 
 
@@ -147,6 +162,53 @@ def test_effects_of_the_map_stay():
     jax.effects_barrier()
     assert len(seen) >= len(X)
     assert set(seen) == {(12,)}
+
+
+@pytest.mark.parametrize(("solver", "rule"), RULES, ids=repr)
+def test_no_lanes(solver, rule):
+    def gradient(x):
+        return jax.grad(_loss, argnums=1)(W, x, solver=solver, gradient=rule, batch_ndim=0)
+
+    assert jax.vmap(gradient)(X[:0]).shape == (0, 12)
+
+
+def test_lanes_split_over_an_explicit_axis():
+    with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        x = jax.device_put(X, jax.P("data"))
+        got = jax.jit(lambda x: _mapped(W, x, solver=jdeq.Picard()).z)(x)
+        assert jax.typeof(got).sharding.spec == jax.P("data", None)
+        np.testing.assert_allclose(got, _solve(W, X, solver=jdeq.Picard()).z, atol=1e-9)
+
+
+def test_spmd_axis_name_reaches_the_map():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def laid_out(w, z, x):
+        z = jax.lax.with_sharding_constraint(z, jax.NamedSharding(mesh, jax.P(None)))
+        return jnp.tanh(w @ z + x)
+
+    def solve(x):
+        return jdeq.fixed_point(laid_out, W, jnp.zeros_like(x), x, batch_ndim=0).z
+
+    program = jax.jit(jax.vmap(solve, spmd_axis_name="data")).lower(X).as_text()
+    assert '[{"data"}, {}]' in program
+
+
+def test_a_solve_inside_a_map_compiles_once():
+    """Eager calls look the program up; the rule of the inner solve is made anew each time."""
+
+    def outer(w, z, x):
+        inner = jdeq.fixed_point(
+            lambda w, y, c: jnp.tanh(0.3 * w @ y + c), w, jnp.zeros_like(z), z, batch_ndim=0
+        )
+        return jnp.tanh(0.3 * inner.z + x)
+
+    run = sys.modules["jdeq.fixed_point"]._run
+    sizes = []
+    for _ in range(3):
+        jdeq.fixed_point(outer, W, jnp.zeros(12), X[0], batch_ndim=0, rtol=1.1e-4)
+        sizes.append(run._cache_size())
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_inside_shard_map_and_around_it():

@@ -127,7 +127,11 @@ def affine_solve(
             for size, of in smaller
         ],
     )
-    solution, _ = over_samples(run, affine(operator, unit), unit, ndim)
+    f = affine(operator, unit)
+    if smaller:
+        solution, _ = run(f, z0=unit, ndim=ndim)
+    else:
+        solution, _ = over_samples(run, solver, f, unit, ndim)
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def quick_run(tmp_path) -> Callable[..., tuple[dict, str]]:
+def quick_run(tmp_path, quick_compilation) -> Callable[..., tuple[dict, str]]:
     """``quick_run(suite, start)``: the results that the run wrote, and what it printed; ``start``
     are the interpreter's arguments before the suite's name.
     """
@@ -24,7 +24,7 @@ def quick_run(tmp_path) -> Callable[..., tuple[dict, str]]:
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # it compiles, little else
+            env=os.environ | quick_compilation,
         )
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / suite / "results.json").read_text()), done.stdout
