@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 import tyro
 from PIL import Image
 
-from experiments.cli import guarded
+from experiments.cli import command
 from jdeq.data import CITYSCAPES, IGNORED
 from jdeq.data.scenes import digit_parts, draw_scenes, paint, resize_digit
 
@@ -174,16 +174,16 @@ class Arguments:
     """Folder that holds the sets."""
 
 
-def main(argv: Sequence[str]) -> int:
+def run(arguments: Arguments) -> int:
+    """Write it, say where."""
+    print(f"wrote {prepare(arguments.name, arguments.data_dir)}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    arguments = tyro.cli(Arguments, args=list(argv), description=__doc__)
-
-    def write() -> int:
-        print(f"wrote {prepare(arguments.name, arguments.data_dir)}")
-        return 0
-
-    return guarded(write)
+    return command("prepare_local", Arguments, run, argv, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

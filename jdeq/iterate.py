@@ -293,11 +293,5 @@ def solve(
         checkpoint=checkpoint,
         smaller=[(size, of_rows(f)) for size, f in problem.smaller],
     )
-    ndim = problem.batch_ndim + problem.causal
-
-    def f(z: PyTree) -> PyTree:
-        return problem.f(params, z, x)
-
-    if unroll or problem.smaller:
-        return run(f, z0=z0, ndim=ndim)
-    return over_samples(run, solver, f, z0, ndim)
+    ndim, by_jax = problem.batch_ndim + problem.causal, unroll or bool(problem.smaller)
+    return over_samples(run, solver, lambda z: problem.f(params, z, x), z0, ndim, by_jax=by_jax)

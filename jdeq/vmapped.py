@@ -20,18 +20,22 @@ class Run(Protocol):
     def __call__(self, f: Map, *, z0: PyTree, ndim: int) -> tuple[Solution, Any]: ...
 
 
-def over_samples(run: Run, solver: Solver, f: Map, z0: PyTree, ndim: int) -> tuple[Solution, Any]:
+def over_samples(
+    run: Run, solver: Solver, f: Map, z0: PyTree, ndim: int, *, by_jax: bool
+) -> tuple[Solution, Any]:
     """``run(f, z0=z0, ndim=ndim)``, whose vmap is a run with ``ndim + 1`` axes of samples.
 
     JAX's own rule would map each operation of the loop: a step counter per lane, a scatter into the
     history, and a selection of the whole carry in every step for the lanes that stopped. It is left
-    to it where the solver mixes samples, where f has effects (collectives are some, but not all) or
-    says how values lie on a mesh, and where lanes are split over an explicit mesh axis. Cannot be
-    differentiated in reverse mode.
+    to it with ``by_jax``, where the solver mixes samples, where f has effects (collectives are
+    some, but not all) or says how values lie on a mesh, and where lanes are split over an explicit
+    mesh axis. Cannot be differentiated in reverse mode unless ``by_jax``.
     """
+    if by_jax or solver.mixes:
+        return run(f, z0=z0, ndim=ndim)
     jaxpr, shapes, captured = trace(f, z0)
     out = jax.tree.structure(shapes)
-    if solver.mixes or jaxpr.effects or _names_axes(jaxpr):
+    if jaxpr.effects or _names_axes(jaxpr):
         return run(f, z0=z0, ndim=ndim)
 
     def of(captured: list, z: PyTree) -> PyTree:
@@ -42,14 +46,17 @@ def over_samples(run: Run, solver: Solver, f: Map, z0: PyTree, ndim: int) -> tup
 
     def rule(lanes: int, mapped: list, captured: list, z0: PyTree):
         axes = tuple(jax.tree.map(lambda has: 0 if has else None, mapped))
-        if any(map(_on_explicit_axis, _mapped_leaves(mapped, (captured, z0)))):
+        leaves = zip(jax.tree.leaves((captured, z0)), jax.tree.leaves(mapped), strict=True)
+        if any(has and jax.typeof(a).sharding.spec[0] is not None for a, has in leaves):
             results = jax.vmap(alone, in_axes=axes, axis_size=lanes)(captured, z0)
             return results, jax.tree.map(lambda _: True, results)
         z0 = jax.tree.map(
             lambda a, has: a if has else jnp.broadcast_to(a, (lanes, *a.shape)), z0, mapped[1]
         )
         every_lane = jax.vmap(of, in_axes=(axes[0], 0))
-        solution, state = over_samples(run, solver, lambda z: every_lane(captured, z), z0, ndim + 1)
+        solution, state = over_samples(
+            run, solver, lambda z: every_lane(captured, z), z0, ndim + 1, by_jax=False
+        )
         if solution.trace is not None:
             solution = solution._replace(trace=jnp.moveaxis(solution.trace, 1, 0))
         # What samples share, such as the slot written next, has no lanes.
@@ -61,16 +68,6 @@ def over_samples(run: Run, solver: Solver, f: Map, z0: PyTree, ndim: int) -> tup
     solve = custom_vmap(alone)
     solve.def_vmap(rule)
     return solve(captured, z0)
-
-
-def _mapped_leaves(mapped: PyTree, args: PyTree) -> list[jax.Array]:
-    leaves = zip(jax.tree.leaves(args), jax.tree.leaves(mapped), strict=True)
-    return [leaf for leaf, has in leaves if has]
-
-
-def _on_explicit_axis(a: jax.Array) -> bool:
-    """Whether the first axis is split over a mesh axis that is part of the type."""
-    return jax.typeof(a).sharding.spec[0] is not None
 
 
 def _names_axes(jaxpr: Any) -> bool:

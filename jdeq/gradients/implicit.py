@@ -128,10 +128,7 @@ def affine_solve(
         ],
     )
     f = affine(operator, unit)
-    if smaller:
-        solution, _ = run(f, z0=unit, ndim=ndim)
-    else:
-        solution, _ = over_samples(run, solver, f, unit, ndim)
+    solution, _ = over_samples(run, solver, f, unit, ndim, by_jax=bool(smaller))
     return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
 
 
