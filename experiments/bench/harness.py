@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import os
 import random
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -95,12 +97,22 @@ def counted(f: Callable, counts: dict[str, int]) -> Callable:
 
 def count(make: Callable, f: Callable, args: tuple) -> dict[str, int]:
     """Evaluations and products of one call of ``make(f)(*args)``."""
+    return _counting(make, f, args)()
+
+
+def _counting(make: Callable, f: Callable, args: tuple) -> Callable[[], dict[str, int]]:
+    """`count`, compiled and not yet run."""
     counts = {"evaluations": 0, "products": 0, "jvps": 0}
     lowered = jax.jit(make(counted(f, counts))).lower(*args)
     # It runs once: the compiler need not take its time.
-    jax.block_until_ready(lowered.compile({"xla_backend_optimization_level": "0"})(*args))
-    jax.effects_barrier()
-    return counts
+    compiled = lowered.compile({"xla_backend_optimization_level": "0"})
+
+    def run():
+        jax.block_until_ready(compiled(*args))
+        jax.effects_barrier()
+        return counts
+
+    return run
 
 
 def headline(error: Exception) -> str:
@@ -110,34 +122,66 @@ def headline(error: Exception) -> str:
     return f"{type(error).__name__}: {(raised or lines)[-1 if raised else 0][:120]}"
 
 
-def _prepare(case: Case, round_seconds: float, temp_limit_mib: float):
-    """Compile, check and count a case; (result, compiled function or None)."""
+@dataclasses.dataclass(kw_only=True)
+class _Prepared:
+    """A compiled case; without ``run`` where the result has an error."""
+
+    result: Result
+    run: Callable | None = None
+    count: Callable[[], dict[str, int]] | None = None
+
+
+def _compile(case: Case, temp_limit_mib: float) -> _Prepared:
+    """The case, and where it is counted the program that counts."""
     result = Result(case=case)
+    prepared = _Prepared(result=result)
     try:
-        compiled: Any = case.make(case.f)
+        run: Any = case.make(case.f)
         if case.jitted:
             start = time.perf_counter()
-            compiled = jax.jit(compiled).lower(*case.args).compile()
+            run = jax.jit(run).lower(*case.args).compile()
             result.compile_seconds = time.perf_counter() - start
-            if (memory := compiled.memory_analysis()) is not None:  # some devices do not say
+            if (memory := run.memory_analysis()) is not None:  # some devices do not say
                 result.temp_mib = memory.temp_size_in_bytes / MIB
         if result.temp_mib > temp_limit_mib:
             result.error = f"not run: needs {result.temp_mib:.0f} MiB of temporaries"
-            return result, None
-        result.facts = case.check(jax.device_get(compiled(*case.args)))
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*case.args))
-        once = time.perf_counter() - start
+            return prepared
+        prepared.run = run
     except Exception as error:  # an entry that fails is a finding: it is reported by name
         result.error = headline(error)
-        return result, None
+        return prepared
     try:
         if case.f is not None:
-            result.counts = count(case.make, case.f, case.args)
+            prepared.count = _counting(case.make, case.f, case.args)
     except Exception as error:  # timed all the same
         result.error = f"not counted: {headline(error)}"
+    return prepared
+
+
+def _check(prepared: _Prepared, round_seconds: float) -> None:
+    """Run a case for the first times: its facts and counts, and how often a round calls it."""
+    result, run, args = prepared.result, prepared.run, prepared.result.case.args
+    if run is None:
+        return
+    try:
+        result.facts = result.case.check(jax.device_get(run(*args)))
+        start = time.perf_counter()
+        jax.block_until_ready(run(*args))
+        once = time.perf_counter() - start
+    except Exception as error:  # out of memory, say
+        result.error, prepared.run = headline(error), None
+        return
     result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))
-    return result, compiled
+    try:
+        if prepared.count is not None:
+            result.counts = prepared.count()
+    except Exception as error:  # timed all the same
+        result.error = f"not counted: {headline(error)}"
+
+
+def side_by_side() -> int:
+    """How many programs are compiled at a time: on a CPU, which also runs them, one."""
+    return 1 if jax.default_backend() == "cpu" else os.cpu_count() or 1
 
 
 def measure(
@@ -151,21 +195,24 @@ def measure(
     """Time all cases in turn, ``rounds`` times over, in a fresh order each round.
 
     A case is called often enough to fill ``round_seconds`` a round. A case that needs more than
-    ``temp_limit_mib`` of temporaries is compiled, not run.
+    ``temp_limit_mib`` of temporaries is compiled, not run. On an accelerator the cases are compiled
+    side by side.
     """
-    results, compiled = [], {}
-    for index, case in enumerate(cases):
-        result, function = _prepare(case, round_seconds, temp_limit_mib)
-        report(f"[{index + 1}/{len(cases)}] {case.group}: {case.name} {result.error}".rstrip())
+    results, calls, total = [], {}, len(cases)
+    with ThreadPoolExecutor(side_by_side()) as pool:
+        compiled = []
+        for prepared in pool.map(partial(_compile, temp_limit_mib=temp_limit_mib), cases):
+            compiled.append(prepared)
+            seconds, name = prepared.result.compile_seconds, prepared.result.case.name
+            report(f"compiled {len(compiled)}/{total} in {seconds:.1f} s: {name}")
+    for index, (case, prepared) in enumerate(zip(cases, compiled, strict=True)):
+        _check(prepared, round_seconds)
+        result = prepared.result
+        report(f"[{index + 1}/{total}] {case.group}: {case.name} {result.error}".rstrip())
         results.append(result)
-        if function is not None:
-            compiled[index] = function
-    in_turn(
-        {index: partial(_run, function, cases[index].args) for index, function in compiled.items()},
-        results,
-        rounds=rounds,
-        report=report,
-    )
+        if prepared.run is not None:
+            calls[index] = partial(_run, prepared.run, case.args)
+    in_turn(calls, results, rounds=rounds, report=report)
     return results
 
 

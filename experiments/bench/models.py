@@ -64,6 +64,8 @@ QUICK = (pair(8, 12, (8, 12, 1), 1, 4, 3),)
 NEVER = 1e-9
 STEP = "jdeq DEQ-Transformer, step"
 TWIN = "Transformer-XL, step"
+ONCE = "jdeq DEQ-Transformer, one evaluation, OneStep"
+"""A step without a solve; what it takes beside f and its pullback, every step takes."""
 PARTS = (
     "evaluations of f alone",
     "products with f's transposed Jacobian alone",
@@ -100,16 +102,17 @@ def training_step(model: Any, _f: Any = None, *, penalize: bool = False) -> Any:
 
 
 def step_cases(size: Size) -> list[Case]:
-    """The two steps, and alone what the first has to compute of f."""
+    """The two steps, one without a solve, and alone what the first has to compute of f."""
     deq = DEQTransformerLM(
         size.deq,
         gradient=jdeq.Implicit(rtol=NEVER, max_steps=size.evaluations),
         rtol=NEVER,
         max_steps=size.evaluations,
     )
+    once = deq.clone(solver=jdeq.Picard(), gradient=jdeq.OneStep(), max_steps=1)
     group = f"training step, {size.title}, {size.evaluations} evaluations and products"
     cases = []
-    for name, model in ((STEP, deq), (TWIN, TransformerXL(size.twin))):
+    for name, model in ((STEP, deq), (ONCE, once), (TWIN, TransformerXL(size.twin))):
         variables, batch = draw(size, model)
         memory = jax.tree.map(
             lambda a: (
@@ -169,15 +172,19 @@ def step_note(size: Size, results: list[Result]) -> str:
     """Tokens a second, and the share of the step outside evaluations and products."""
     mine = {r.case.name: r for r in results if f", {size.title}," in r.case.group}
     seconds = {name: np.array(r.seconds) for name, r in mine.items()}
+    evaluations, products, pullback = (seconds[part] for part in PARTS)
     tokens = size.batch * size.length
-    share, low, high = quartiles(1 - sum(seconds[part] for part in PARTS) / seconds[STEP])
+    share, low, high = quartiles(1 - (evaluations + products + pullback) / seconds[STEP])
+    ends = seconds[ONCE] - evaluations / size.evaluations - pullback
+    head, *_ = quartiles(ends / seconds[STEP])
     speed = {name: tokens / np.median(seconds[name]) for name in (STEP, TWIN)}
     counts = {name: int(mine[name].facts["parameters"]) for name in (STEP, TWIN)}
     return (
         f"{size.title}: {speed[STEP]:.0f} tokens a second with {counts[STEP]:,} parameters, "
         f"explicit {speed[TWIN]:.0f} with {counts[TWIN]:,}; share of the step outside "
-        f"evaluations of f and its products {share:.1%} ({low:.1%} to {high:.1%}): the solver, and "
-        "the embedding, injection and softmax with their gradients"
+        f"evaluations of f and its products {share:.1%} ({low:.1%} to {high:.1%}), of which "
+        f"{head:.1%} are memory, embedding, injection and softmax with their gradients, and "
+        f"{share - head:.1%} the solvers and the linearization at the solution"
     )
 
 

@@ -4,6 +4,7 @@ Each family is measured in turns of its own and reported before the next one sta
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from experiments.bench.entries import (
     jdeq_entries,
     mixed_entries,
 )
-from experiments.bench.harness import Case, Result, measure, quartiles, ratios
+from experiments.bench.harness import Case, Result, measure, quartiles, ratios, side_by_side
 from experiments.bench.overheads import adjoint_notes, mapped_cases, overhead_cases
 from experiments.bench.peers import peer_entries
 from experiments.bench.problems import (
@@ -95,7 +96,9 @@ KINDS = ("forward", "value_and_grad")
 def solve_cases(problem: Problem, entries: list[Entry]) -> list[Case]:
     """Forward and value_and_grad of every entry, with the true residual and gradient error."""
     truth = problem.known
-    solves = {entry.name: tightened(entry, problem) for entry in entries}
+    with ThreadPoolExecutor(side_by_side()) as pool:
+        found = pool.map(partial(tightened, problem=problem), entries)
+        solves = {entry.name: solve for entry, solve in zip(entries, found, strict=True)}
 
     def forward(solve, f):
         return lambda params, z0, x: solve(f, params, z0, x)
