@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,22 @@ def parts(quick: bool) -> tuple[str, ...]:
     return tuple(group.part for group in all_groups(quick))
 
 
+def compile_groups(
+    groups: list[Group], states: States, pool: ThreadPoolExecutor, *, counting: bool
+) -> list[Program]:
+    """Side by side: the first row of each state and precision, then the others, for which the
+    compiler need not try again which kernels of their convolutions and products are fast.
+    """
+    rows = [(group, row) for group in groups for row in group.rows]
+    first = {(row.state, group.dtype): k for k, (group, row) in reversed([*enumerate(rows)])}
+    leading = set(first.values())
+    futures: dict[int, Future] = {}
+    for wave in (leading, set(range(len(rows))) - leading):
+        futures |= {k: pool.submit(compile_row, *rows[k], states, counting=counting) for k in wave}
+        wait(futures.values())
+    return [futures[k].result() for k in range(len(rows))]
+
+
 def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> None:
     """Measure everything in one process and write the report to ``out`` after each group.
 
@@ -179,12 +195,7 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
         with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a tolerance below the dtype's resolution is meant
             states = States(task, pool)
-            futures: list[Future] = [
-                pool.submit(compile_row, group, row, states, counting=quick)
-                for group in groups
-                for row in group.rows
-            ]
-            compiled = [future.result() for future in futures]
+            compiled = compile_groups(groups, states, pool, counting=quick)
         report(compiled)
         batch = jax.device_put(task.draw())
         for group in groups:

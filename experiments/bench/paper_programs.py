@@ -31,7 +31,7 @@ class Group:
     @property
     def part(self) -> str:
         """Its name on the command line."""
-        return f"{self.task.unit}-{self.dtype if self.training else 'inference'}"
+        return f"{self.task.part}-{self.dtype if self.training else 'inference'}"
 
     @property
     def title(self) -> str:

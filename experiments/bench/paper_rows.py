@@ -60,6 +60,7 @@ class Task:
     """Rows that read the same batch; ``twin`` names the explicit one that ratios are taken to."""
 
     name: str
+    part: str  # its name on the command line
     size: str
     unit: Literal["tokens", "images"]
     units: int  # of a batch
@@ -170,6 +171,7 @@ def text_task(size: TextSize) -> Task:
     schedule = warmup_cosine(peak=2.5e-4, warmup_steps=16_000, total_steps=300_000)
     return Task(
         name="WikiText-103",
+        part="tokens",
         size=f"{size.batch} x {size.length} tokens, widths {base.width} and {twin.width}",
         unit="tokens",
         units=size.batch * size.length,
@@ -193,17 +195,16 @@ class ImageSize:
     every_rule: bool = True
 
 
-def image_task(size: ImageSize) -> Task:
-    """ImageNet: imagenet_mdeq_small and _large, with Broyden both ways, beside _resnet101."""
+def image_tasks(size: ImageSize) -> list[Task]:
+    """ImageNet: imagenet_mdeq_small and _large, with Broyden both ways, each beside _resnet101."""
     configs = {"small": MDEQ_IMAGENET_SMALL, "large": MDEQ_IMAGENET_LARGE}
     twin = dataclasses.replace(RESNET101_IMAGENET, **size.twin)
-    rows = [Row(name="ResNet-101", model=ResNet(twin), state="resnet", main=True)]
+    explicit = Row(name="ResNet-101", model=ResNet(twin), state="resnet", main=True)
     solvers = ("Broyden", "Broyden")
-    for which, change in size.models:
+
+    def rows_of(which: str, change: dict[str, Any]) -> tuple[Row, ...]:
         name, model = f"jdeq MDEQ-{which}", MDEQ(dataclasses.replace(configs[which], **change))
-        rows += [
-            implicit(name, model, *solvers, n, n, state=which, main=True) for n in size.budgets
-        ]
+        rows = [implicit(name, model, *solvers, n, n, state=which, main=True) for n in size.budgets]
         if which == "small" and size.every_rule:
             n = size.budgets[-1]
             rows += [
@@ -211,6 +212,7 @@ def image_task(size: ImageSize) -> Task:
                 implicit(name, model, *solvers, n // 2, n // 2, state=which),
                 approximate(name, model, "Broyden", n // 2, "OneStep", state=which),
             ]
+        return (explicit, *rows)
 
     def draw() -> Dataset:
         rng = np.random.default_rng(0)
@@ -218,17 +220,21 @@ def image_task(size: ImageSize) -> Task:
         return Dataset(images, rng.integers(0, twin.num_classes, size.batch, np.int32))
 
     schedule = warmup_cosine(peak=0.05, warmup_steps=0, total_steps=1_000_900)
-    return Task(
-        name="ImageNet",
-        size=f"{size.batch} images of {size.side} x {size.side}",
-        unit="images",
-        units=size.batch,
-        draw=draw,
-        optimizer=sgd(schedule, weight_decay=5e-5),
-        by_labels=False,
-        twin="ResNet-101",
-        rows=tuple(rows),
-    )
+    return [
+        Task(
+            name=f"ImageNet, MDEQ-{which}",
+            part="images" if which == "small" else f"images-{which}",
+            size=f"{size.batch} images of {size.side} x {size.side}",
+            unit="images",
+            units=size.batch,
+            draw=draw,
+            optimizer=sgd(schedule, weight_decay=5e-5),
+            by_labels=False,
+            twin="ResNet-101",
+            rows=rows_of(which, change),
+        )
+        for which, change in size.models
+    ]
 
 
 def _narrow(factor: int, vocab: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -240,20 +246,20 @@ def _narrow(factor: int, vocab: int) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def full() -> tuple[Task, Task]:
+def full() -> list[Task]:
     """The published sizes."""
-    return text_task(TextSize()), image_task(ImageSize())
+    return [text_task(TextSize()), *image_tasks(ImageSize())]
 
 
-def reduced() -> tuple[Task, Task]:
+def reduced() -> list[Task]:
     """For a CPU: 7 times narrower text models, images of 64 x 64 for a quarter of the channels, and
     fewer rules.
     """
     deq, twin = _narrow(7, 4096)
     channels = {"channels": (8, 16, 32, 64), "head_channels": (6, 12, 24, 48)}
-    return (
+    return [
         text_task(TextSize(batch=4, length=50, deq=deq, twin=twin, every_rule=False)),
-        image_task(
+        *image_tasks(
             ImageSize(
                 batch=2,
                 side=64,
@@ -262,15 +268,15 @@ def reduced() -> tuple[Task, Task]:
                 every_rule=False,
             )
         ),
-    )
+    ]
 
 
-def quick() -> tuple[Task, Task]:
+def quick() -> list[Task]:
     """A tiny run, to test it."""
     deq, twin = _narrow(35, 64)
     tiny = {"channels": (4, 8), "head_channels": (2, 4), "head_features": 16, "groups": 2}
     small = {"num_classes": 10, "downsamples": 0, "expansion": 2}
-    return (
+    return [
         text_task(
             TextSize(
                 batch=2,
@@ -281,7 +287,7 @@ def quick() -> tuple[Task, Task]:
                 every_rule=False,
             )
         ),
-        image_task(
+        *image_tasks(
             ImageSize(
                 batch=2,
                 side=8,
@@ -291,4 +297,4 @@ def quick() -> tuple[Task, Task]:
                 every_rule=False,
             )
         ),
-    )
+    ]
