@@ -50,6 +50,8 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(f"after must be >= 0; got {arguments.after}")
     if not gaps or any(b <= a for a, b in itertools.pairwise((0, *gaps))):
         raise ConfigError(f"gaps must be >= 1 and rise; got {gaps}")
+    if not arguments.rtols:
+        raise ConfigError("rtols must have at least one tolerance; got none")
     if bad := [rtol for rtol in arguments.rtols if not 0 < rtol < 1]:
         raise ConfigError(f"rtols must lie in (0, 1); got {bad[0]}")
     loaded = build(load_run(arguments.name))

@@ -25,6 +25,7 @@ def test_an_earlier_equilibrium_saves_evaluations(capsys):
         ("digits_mdeq --after -1", "after must be >= 0; got -1"),
         ("digits_mdeq --gaps 3 3", "gaps must be >= 1 and rise; got (3, 3)"),
         ("digits_mdeq --gaps 0", "gaps must be >= 1 and rise; got (0,)"),
+        ("digits_mdeq --rtols", "rtols must have at least one tolerance; got none"),
         ("digits_mdeq --rtols 2", "rtols must lie in (0, 1); got 2"),
     ],
 )
