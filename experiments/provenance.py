@@ -38,7 +38,7 @@ def provenance(packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
 
 def manifest() -> dict[str, Any]:
     """What measured times depend on: `provenance` with all packages that are timed, the compiler's
-    flags, the kind of processor, and what else the machine does.
+    flags, the precision of matrix products, the kind of processor, and what else the machine does.
     """
     return {
         **provenance(_OF_TIMES),

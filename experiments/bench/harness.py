@@ -161,6 +161,7 @@ def _compile(case: Case, temp_limit_mib: float) -> _Prepared:
 def _check(prepared: _Prepared, round_seconds: float) -> None:
     """Run a case for the first times: its facts and counts, and how often a round calls it."""
     result, run, args = prepared.result, prepared.run, prepared.result.case.args
+    counting, prepared.count = prepared.count, None  # run once, and not kept on the device
     if run is None:
         return
     try:
@@ -173,14 +174,14 @@ def _check(prepared: _Prepared, round_seconds: float) -> None:
         return
     result.calls_per_round = max(1, min(100, math.ceil(round_seconds / once)))
     try:
-        if prepared.count is not None:
-            result.counts = prepared.count()
+        if counting is not None:
+            result.counts = counting()
     except Exception as error:  # timed all the same
         result.error = f"not counted: {headline(error)}"
 
 
 def side_by_side() -> int:
-    """How many programs are compiled at a time: on a CPU, which also runs them, one."""
+    """How many programs are compiled, or run untimed, at a time: one on a CPU, which does both."""
     return 1 if jax.default_backend() == "cpu" else os.cpu_count() or 1
 
 
@@ -196,15 +197,15 @@ def measure(
 
     A case is called often enough to fill ``round_seconds`` a round. A case that needs more than
     ``temp_limit_mib`` of temporaries is compiled, not run. On an accelerator the cases are compiled
-    side by side.
+    side by side, which their ``compile_seconds`` contain.
     """
     results, calls, total = [], {}, len(cases)
     with ThreadPoolExecutor(side_by_side()) as pool:
         compiled = []
         for prepared in pool.map(partial(_compile, temp_limit_mib=temp_limit_mib), cases):
             compiled.append(prepared)
-            seconds, name = prepared.result.compile_seconds, prepared.result.case.name
-            report(f"compiled {len(compiled)}/{total} in {seconds:.1f} s: {name}")
+            name, error = prepared.result.case.name, prepared.result.error
+            report(f"compiled {len(compiled)}/{total}: {name} {error}".rstrip())
     for index, (case, prepared) in enumerate(zip(cases, compiled, strict=True)):
         _check(prepared, round_seconds)
         result = prepared.result

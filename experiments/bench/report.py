@@ -95,7 +95,7 @@ def markdown(
         f"{versions}; {about['devices']} x {about['device']}, {about['cpu_cores']} CPU cores, "
         f"load {about['load_average']:.1f}; commit {about['commit']}"
         + (f"; XLA_FLAGS={flags}" if (flags := about["xla_flags"]) else "")
-        + (f"; products in {precision}" if (precision := about["matmul_precision"]) else ""),
+        + (f"; matmul precision {precision}" if (precision := about["matmul_precision"]) else ""),
     ]
     for group in dict.fromkeys(values["group"] for values in rows):
         mine = [values for values in rows if values["group"] == group]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.bench import harness
 from experiments.bench.harness import Case, count, measure, quartiles, ratios
 from experiments.bench.picard import picard
 from experiments.bench.problems import (
@@ -61,7 +62,9 @@ def case(name, make, reference="one", check=lambda output: {}):
     )
 
 
-def test_measure_reports_every_case():
+@pytest.mark.parametrize("workers", [1, 4])
+def test_measure_reports_every_case(workers, monkeypatch):
+    monkeypatch.setattr(harness, "side_by_side", lambda: workers)
     cases = [
         case("one", repeat(1), check=lambda z: {"first": float(z[0])}),
         case("many", repeat(50)),

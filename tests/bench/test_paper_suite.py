@@ -1,12 +1,15 @@
 """The suite of published models: operations counted by hand, sizes, a quick run without extras."""
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.bench import paper
 from experiments.bench.flops import program_flops
+from experiments.bench.paper_programs import groups_of
 from experiments.bench.paper_rows import full
 from jdeq.training import make_init
 
@@ -84,6 +87,27 @@ def test_flops_of_batched_products_are_those_of_xla():
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     counted: Any = jax.jit(product).lower(*arguments).cost_analysis()
     assert flops(product, *shapes) == counted["flops"] == 2 * 3 * 4 * 5 * 14
+
+
+def test_first_of_each_model_is_compiled_before_its_others(monkeypatch):
+    began, ended = {}, {}
+
+    def compile_row(group, row, states, *, counting):
+        began[group.part, row.name] = len(ended)
+        ended[group.part, row.name] = True
+        return group, row
+
+    monkeypatch.setattr(paper, "compile_row", compile_row)
+    groups = [group for task in full() for group in groups_of(task, ("bfloat16", "float32"))]
+    assert len({group.part for group in groups}) == len(groups) == 9
+    text = groups[:3]
+    with ThreadPoolExecutor(4) as pool:
+        done = paper.compile_groups(text, cast(Any, None), pool, counting=False)
+    assert done == [(group, row) for group in text for row in group.rows]
+    first = {(row.state, group.dtype): (group.part, row.name) for group, row in reversed(done)}
+    others = set(began) - set(first.values())
+    assert len(first) == 8  # four models, training in two precisions
+    assert min(began[name] for name in others) >= len(first)
 
 
 @pytest.mark.slow

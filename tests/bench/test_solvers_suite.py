@@ -1,5 +1,6 @@
 """A quick run of the solver benchmark from the command line, and the entries one by one."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,9 +63,10 @@ def test_quick_run_of_the_reversible_suite(quick_run):
 @pytest.mark.slow
 def test_quick_run_of_the_models_suite(quick_run):
     content, _ = quick_run("models")
-    assert len(content["cases"]) == 7 and not any(c["error"] for c in content["cases"])
+    assert len(content["cases"]) == 8 and not any(c["error"] for c in content["cases"])
     steps, generation = content["notes"]
     assert "tokens a second" in steps and "share of the step" in steps
+    assert re.search(r"of which -?[\d.]+% are memory, .* and -?[\d.]+% the solvers$", steps)
     assert float(generation.rsplit(" ", 1)[1]) < 1e-4  # log-probabilities, cached and not
 
 
