@@ -27,8 +27,8 @@ def _quick_compilation():
 
 
 def pytest_configure(config):
-    # Most of the fast suite's time is XLA's. The slow suite trains, and needs fast programs.
-    if config.option.markexpr.startswith("not slow"):
+    # Most of their time is XLA's. What else is slow trains, and needs fast programs.
+    if config.option.markexpr.startswith(("not slow", "slow and compiles")):
         os.environ.update(_quick_compilation())
 
 

@@ -12,6 +12,8 @@ from problems import EXACT_RULES, SOLVERS, TABLE
 
 import jdeq
 
+pytestmark = pytest.mark.compiles
+
 # Asked for: 1e-5 at rtol 1e-7 in float64, 1e-4 at rtol 1e-6 in float32, times Case.slack.
 RTOL = {"float64": 1e-7, "float32": 1e-6}
 BOUND = {"float64": 1e-5, "float32": 1e-4}

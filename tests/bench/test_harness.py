@@ -21,6 +21,8 @@ from experiments.bench.problems import (
 )
 from experiments.bench.truth import CHECKED, TanhTruth
 
+pytestmark = pytest.mark.compiles
+
 
 def repeat(steps):
     return lambda f: lambda p, z, x: jax.lax.fori_loop(0, steps, lambda _, z: f(p, z, x), z)

@@ -18,6 +18,8 @@ import tyro
 from experiments import train
 from experiments.config import ConfigError
 
+pytestmark = pytest.mark.compiles
+
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "pages"
 RESULTS = ROOT / "experiments" / "bench" / "results"

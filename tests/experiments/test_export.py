@@ -16,6 +16,8 @@ from experiments.build import build
 from experiments.train import parse
 from jdeq.training import Checkpoints
 
+pytestmark = pytest.mark.compiles
+
 MDEQ = (
     "--model.channels 4 --model.head-channels 2 --model.head-features 8 --model.expansion 1 "
     "--model.groups 2 --solver.depth 2 --solver.max-steps 4"

@@ -17,6 +17,8 @@ from experiments.config_files import load_run
 from experiments.image_data import CityscapesData
 from jdeq.models import MDEQSegmenter
 
+pytestmark = pytest.mark.compiles
+
 LOOP = (
     "--loop.steps 4 --loop.test-every 2 --loop.spectrum-every 4 --loop.spectrum-examples 1 "
     "--loop.budgets 1 2 --loop.rtols 0.5 --optimizer.warmup-steps 1"

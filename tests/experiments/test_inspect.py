@@ -14,6 +14,8 @@ from experiments import inspect, train, trained
 from experiments.build import build
 from experiments.config_files import load_run
 
+pytestmark = pytest.mark.compiles
+
 ROOT = pathlib.Path(__file__).parents[2]
 LOOP = (
     "--loop.steps 3 --loop.test-every 3 --loop.spectrum-every 3 --loop.spectrum-examples 1 "

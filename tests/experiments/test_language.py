@@ -15,6 +15,8 @@ from experiments.task import Task, TextUnits
 from jdeq.data.vocabulary import Bytes
 from jdeq.training import read_metrics
 
+pytestmark = pytest.mark.compiles
+
 SMALL = (
     "--model.length 16 --model.width 8 --model.heads 2 --data.length 16 --data.batch-size 2 "
     "--data.test-windows 4 --loop.steps 4 --loop.test-every 2 --loop.spectrum-every 4 "

@@ -13,6 +13,8 @@ from experiments.config_files import load_run
 from experiments.train import make_loop
 from jdeq.training import make_mesh
 
+pytestmark = pytest.mark.compiles
+
 STEPS = 30
 LATE = 490
 MESHES = [

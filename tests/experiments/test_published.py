@@ -14,6 +14,8 @@ from experiments.config import OptimizerConfig
 from experiments.config_files import load_run, run_names
 from experiments.models import EXPLICIT
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def stand_in(prepared, tmp_path):

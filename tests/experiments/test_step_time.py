@@ -11,6 +11,8 @@ from experiments.studies import STUDIES, pictures
 from experiments.studies.study import Variant
 from experiments.tables import read_rows
 
+pytestmark = pytest.mark.compiles
+
 TINY = (
     "--loop.steps 3 --loop.test-every 1 --loop.power-iteration --loop.spectrum-examples 1 "
     "--loop.budgets 2 --loop.rtols 0.5 --pretrain.steps 1 --pretrain.evaluations 1 "

@@ -13,6 +13,8 @@ from jdeq.data import Dataset
 from jdeq.models import DEQViT, DEQViTCell, DEQViTConfig
 from jdeq.training import cross_entropy_loss
 
+pytestmark = pytest.mark.compiles
+
 TINY = DEQViTConfig(image_side=8, patch=4, width=8, heads=2, hidden=12, num_classes=3)
 IMAGES = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
 LABELS = np.array([0, 1, 2], np.int32)

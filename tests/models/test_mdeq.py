@@ -23,6 +23,8 @@ from jdeq.models import (
     MDEQConfig,
 )
 
+pytestmark = pytest.mark.compiles
+
 SMALL = MDEQConfig(
     channels=(4, 8, 8),
     num_classes=5,

@@ -20,6 +20,8 @@ from jdeq.models import (
 )
 from jdeq.training import cross_entropy_loss
 
+pytestmark = pytest.mark.compiles
+
 TINY = MDEQSegmenterConfig(
     channels=(4, 4), num_classes=3, expansion=1, groups=2, downsamples=1, dropout=0.1
 )

@@ -31,6 +31,8 @@ from jdeq.models import (
     tune_step,
 )
 
+pytestmark = pytest.mark.compiles
+
 DENSE = MonDEQConfig(channels=(7,), num_classes=3, convolutional=False, margin=0.5)
 SINGLE = MonDEQConfig(channels=(3,), num_classes=3, pool=2, margin=0.5)
 MULTI = MonDEQConfig(channels=(2, 3), num_classes=3, margin=0.5)

@@ -10,6 +10,8 @@ import pytest
 import jdeq
 from jdeq.models import REVDEQ_CIFAR, REVDEQ_SMALL, RevDEQ, RevDEQCell, RevDEQConfig
 
+pytestmark = pytest.mark.compiles
+
 TINY = RevDEQConfig(channels=(4, 8), expansions=(2, 1), num_classes=5, pool=2, group_size=4)
 IMAGES = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
 

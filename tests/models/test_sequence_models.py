@@ -27,6 +27,8 @@ from jdeq.training import (
     make_train_step,
 )
 
+pytestmark = pytest.mark.compiles
+
 VOCAB, LENGTH = 11, 6
 PARTS = dict(vocab_size=VOCAB, width=8, heads=2, hidden=12, cutoffs=(4, 8), divisor=2)
 POST = DEQTransformerConfig(**PARTS, memory=4)
