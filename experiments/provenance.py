@@ -43,7 +43,8 @@ def manifest() -> dict[str, Any]:
     return {
         **provenance(_OF_TIMES),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": jax.config.jax_default_matmul_precision,  # None: the backend's default
+        # None: the backend's default
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "machine": platform.machine(),
         "load_average": os.getloadavg()[0],
     }
