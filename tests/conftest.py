@@ -27,7 +27,7 @@ def _quick_compilation():
 
 
 def pytest_configure(config):
-    # Most of their time is XLA's. What else is slow trains, and needs fast programs.
+    # Most of the time of these is XLA's. The other slow tests train, and need fast programs.
     if config.option.markexpr.startswith(("not slow", "slow and compiles")):
         os.environ.update(_quick_compilation())
 

@@ -199,18 +199,18 @@ def measure(
     ``temp_limit_mib`` of temporaries is compiled, not run. On an accelerator the cases are compiled
     side by side, which their ``compile_seconds`` contain.
     """
-    results, calls, total = [], {}, len(cases)
+    compiled: list[_Prepared] = []
     with ThreadPoolExecutor(side_by_side()) as pool:
-        compiled = []
         for prepared in pool.map(partial(_compile, temp_limit_mib=temp_limit_mib), cases):
             compiled.append(prepared)
             name, error = prepared.result.case.name, prepared.result.error
-            report(f"compiled {len(compiled)}/{total}: {name} {error}".rstrip())
+            report(f"compiled {len(compiled)}/{len(cases)}: {name} {error}".rstrip())
+    results = [prepared.result for prepared in compiled]
+    calls = {}
     for index, (case, prepared) in enumerate(zip(cases, compiled, strict=True)):
         _check(prepared, round_seconds)
-        result = prepared.result
-        report(f"[{index + 1}/{total}] {case.group}: {case.name} {result.error}".rstrip())
-        results.append(result)
+        error = prepared.result.error
+        report(f"[{index + 1}/{len(cases)}] {case.group}: {case.name} {error}".rstrip())
         if prepared.run is not None:
             calls[index] = partial(_run, prepared.run, case.args)
     in_turn(calls, results, rounds=rounds, report=report)
