@@ -102,7 +102,7 @@ def iterate(
     progress = Progress(
         step=jnp.int32(0),
         state=state,
-        z=state.z,
+        z=None if causal else state.z,
         residual=jnp.full_like(size, jnp.inf),
         nfe=zeros,
         status=status,
@@ -116,7 +116,7 @@ def iterate(
     # A loop's carry must keep its mark under shard_map, and counters start without it.
     progress = tree.vary(progress, tree.varying_axes(size))
     closing = unroll or last or max_steps == 1
-    newest = unroll or last or causal
+    newest = unroll or last
 
     def observe(p: Progress, state: Any, *, new: bool = True) -> Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
@@ -133,7 +133,13 @@ def iterate(
         sure = ~(lost | blown)
         relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
         passed = finite & sure & (absolute <= atol + rtol * size)
-        keep = running & finite if newest else running & (passed | (relative < p.residual))
+        if causal:  # what is returned is also what f is given from now on
+            keep = running & (finite | blown)
+            state = state._replace(z=tree.select(keep, state.z, p.state.z))
+        elif newest:
+            keep = running & finite
+        else:
+            keep = running & (passed | (relative < p.residual))
         if causal:
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
@@ -161,7 +167,7 @@ def iterate(
         return Progress(
             step=p.step + new,
             state=state,
-            z=tree.select(keep, state.z, p.z),
+            z=None if causal else tree.select(keep, state.z, p.z),
             residual=jnp.where(keep, relative, p.residual),
             nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
             status=status,
@@ -173,7 +179,7 @@ def iterate(
         )
 
     def advance(p: Progress, f: Map = f) -> Progress:
-        if not (freeze or newest):
+        if not (freeze or newest or causal):
             return observe(p, solver.step(f, p.state, ndim=ndim))
         running = p.status == RUNNING
 
@@ -185,14 +191,14 @@ def iterate(
             return f(tree.select(moving, z, p.state.z))
 
         state = solver.step(held, p.state, ndim=ndim)
+        if not (freeze or newest):
+            return observe(p, state)
         shared = {name: getattr(state, name) for name in solver.shared}
         advanced = observe(p, tree.select(running, state, p.state)._replace(**shared))
+        if not freeze:
+            return advanced
         finite = advanced.status != Status.NONFINITE
-        state = advanced.state
-        if freeze:
-            state = tree.select(finite, state, p.state)._replace(**shared)
-        elif causal:  # what f is given for the position from now on
-            state = state._replace(z=tree.select(finite, state.z, p.state.z))
+        state = tree.select(finite, advanced.state, p.state)._replace(**shared)
         return advanced._replace(state=state)
 
     def unfinished(p: Progress, most: int = 0) -> Array:
@@ -250,8 +256,8 @@ def iterate(
     if not unroll and (closing or not tested):
         progress = observe(progress, progress.state, new=False)
     status = jnp.where(progress.status == RUNNING, Status.MAX_STEPS, progress.status)
-    stats = SolverStats(progress.nfe, progress.residual, status)
-    return Solution(progress.z, stats, progress.trace), progress.state
+    z, residual, nfe, _, record = returned(progress)
+    return Solution(z, SolverStats(nfe, residual, status), record), progress.state
 
 
 def solve(

@@ -12,6 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+_FUSED_SLOTS = 6
+"""A sum of so few slots is fused with what is made of it; of more, a product of matrices is faster
+(on a CPU)."""
+
 
 def accumulator(tree: PyTree) -> jnp.dtype:
     """The dtype of residuals, Gram matrices and small solves: float32, or float64 if a leaf has
@@ -171,14 +175,18 @@ def history_mix(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int)
     dtype = accumulator(past)
 
     def leaf_mix(h: Array) -> Array:
-        batch = tuple(range(ndim))
-        return lax.dot_general(
-            weights.astype(h.dtype),
-            h,
-            (((ndim,), (ndim,)), (batch, batch)),
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=dtype,
-        )
+        if h.shape[ndim] > _FUSED_SLOTS:
+            batch = tuple(range(ndim))
+            return lax.dot_general(
+                weights.astype(h.dtype),
+                h,
+                (((ndim,), (ndim,)), (batch, batch)),
+                precision=lax.Precision.HIGHEST,
+                preferred_element_type=dtype,
+            )
+        slots = [lax.index_in_dim(h, i, ndim, keepdims=False) for i in range(h.shape[ndim])]
+        terms = [expand(weights[..., i], a) * a.astype(dtype) for i, a in enumerate(slots)]
+        return sum(terms[1:], terms[0])
 
     return jax.tree.map(leaf_mix, past)
 

@@ -183,6 +183,25 @@ def test_causal_statistics_are_true(solver, budget, rtol):
         assert converged.all()
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3, 80])
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_causal_statistics_are_true_of_states_whose_squares_overflow(solver, budget):
+    """What is not measured yet is returned with the residual of what is returned."""
+    params, z0, x = _inputs()
+    size = 2.0**70
+
+    def huge(params, z, x):
+        return size * cell(params, z / size, x)
+
+    sol = jdeq.fixed_point(
+        huge, params, z0, x, solver=CAUSAL[solver], max_steps=budget, rtol=1e-4, causal=True
+    )
+    true = problems.true_residual(huge, params, sol.z, x, ndim=2)
+    np.testing.assert_allclose(sol.stats.residual, true, rtol=2e-2, atol=1e-6)
+    if budget == 80 and solver == "picard":  # the others' inner products overflow too
+        assert np.all(np.asarray(sol.stats.status) == Status.CONVERGED)
+
+
 def _dense_gradient():
     """d loss / d (params, x) by a dense solve over a whole sequence at a time, float64."""
     params, z0, x = _inputs(jnp.float64)

@@ -69,20 +69,27 @@ def test_memory_on_a(solver, most_mib):
     assert used / MIB <= most_mib
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
 @pytest.mark.parametrize("solver", [jdeq.Anderson(), jdeq.Anderson(damping=0.7)], ids=str)
 @pytest.mark.parametrize("axes", [(24,), (4, 6)], ids=str)
-def test_no_history_is_copied_in_a_step_of_anderson(solver, axes):
-    x, w = jnp.ones((2, *axes)), jnp.ones(axes)
+def test_nothing_of_the_size_of_a_state_is_copied_in_a_step_of_anderson(solver, axes, causal):
+    x, w = jnp.ones((2, 3, *axes)), jnp.ones(axes)
+    backward = (2, solver.depth, 3, *axes)  # the adjoint system is one of whole samples
+    forward = (2, 3, solver.depth, *axes) if causal else backward
 
     def loss(w):
-        sol = jdeq.fixed_point(lambda w, z, x: jnp.tanh(0.1 * w * z + x), w, x, x, solver=solver)
+        sol = jdeq.fixed_point(
+            lambda w, z, x: jnp.tanh(0.1 * w * z + x), w, x, x, solver=solver, causal=causal
+        )
         return jnp.sum(sol.z)
 
     program = jax.jit(jax.value_and_grad(loss)).lower(w).compile().as_text()
-    history = re.escape("f32[" + ",".join(map(str, (2, solver.depth, *axes))) + "]")
+    shapes = (x.shape, forward, backward)
+    state, *histories = (f"f32[{','.join(map(str, shape))}]" for shape in shapes)
     loops = re.findall(r" while\(.*body=%?([\w.\-]+)", program)
     bodies = [re.search(rf"^%?{re.escape(name)} .*?^}}", program, re.S | re.M) for name in loops]
-    histories = [len(re.findall(history, body.group(0))) for body in bodies]
-    assert sum(count > 0 for count in histories) == 2  # forward and backward
+    for history in histories:
+        assert sum(history in body.group(0) for body in bodies) == (1 if causal else 2)
     for body in bodies:
-        assert not re.search(rf"= {history}\S* copy\(", body.group(0))
+        copied = re.findall(r"= (\S+\])\S* copy\(", body.group(0))
+        assert not {state, *histories} & set(copied)

@@ -10,6 +10,7 @@ import pytest
 from problems import ACCELERATED, SOLVERS, TABLE
 
 import jdeq
+from jdeq import tree
 
 
 def _scaled(f, s):
@@ -291,3 +292,22 @@ def test_options_are_hashable_comparable_and_frozen(one):
     assert type(one)() == one and hash(type(one)()) == hash(one)
     with pytest.raises(AttributeError):
         one.extra = 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("depth", [1, 6, 7, 20])
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_slots_are_mixed_in_the_accumulator_s_dtype(ndim, depth, dtype):
+    """Few slots are summed one by one, more of them are a product of matrices."""
+    rng = np.random.default_rng(depth)
+    batch = (3, 2)[:ndim]
+    past = {"a": (*batch, depth, 4, 5), "b": (*batch, depth)}
+    past = {k: jnp.asarray(rng.standard_normal(shape), dtype) for k, shape in past.items()}
+    weights = jnp.asarray(rng.standard_normal((*batch, depth)), dtype).astype(jnp.float32)
+    for name, mixed in tree.history_mix(past, weights, ndim).items():
+        slots = np.asarray(past[name], np.float64)
+        each = np.asarray(weights, np.float64).reshape(
+            *batch, depth, *[1] * (slots.ndim - ndim - 1)
+        )
+        assert mixed.dtype == jnp.float32
+        np.testing.assert_allclose(mixed, np.sum(each * slots, axis=ndim), rtol=1e-5, atol=1e-5)

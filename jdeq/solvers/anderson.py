@@ -69,12 +69,13 @@ class Anderson(Solver):
         residual = tree.subtract(state.fz, state.z)
         gamma = self._gamma(state)
         mixed = tree.history_mix(state.df, gamma, ndim)
-        z = tree.subtract(state.fz, mixed)
+        # From z and r, not from f(z): so each of the state's arrays can be updated in place.
+        step = tree.subtract(residual, mixed)
         if self.damping != 1.0:
             mixed = tree.history_mix(state.dr, gamma, ndim)
             undamped = tree.subtract(residual, mixed)
-            z = jax.tree.map(lambda a, r: a - (1.0 - self.damping) * r, z, undamped)
-        z = tree.cast_like(z, state.z)
+            step = jax.tree.map(lambda a, r: a - (1.0 - self.damping) * r, step, undamped)
+        z = tree.cast_like(tree.add(state.z, step), state.z)
 
         fz = f(z)
         change = tree.subtract(tree.subtract(fz, z), residual)
@@ -85,7 +86,7 @@ class Anderson(Solver):
         lost = ~jnp.isfinite(jnp.sum(row, axis=-1))
         stored = tree.select(lost, jax.tree.map(jnp.zeros_like, change), change)
         row = jnp.where(here, tree.dot(change, change, ndim)[..., None], row)
-        df = tree.history_set(state.df, state.slot, tree.subtract(fz, state.fz), ndim)
+        df = tree.history_set(state.df, state.slot, tree.add(step, change), ndim)
         dr = tree.history_set(state.dr, state.slot, stored, ndim)
         gram = jnp.where(here[:, None], row[..., None, :], state.gram)
         gram = jnp.where(here, row[..., None], gram)
