@@ -47,6 +47,7 @@ def iterate(
     max_steps: int,
     ndim: int,
     causal: bool = False,
+    from_zero: bool = False,
     trace: bool = False,
     test_every: int = 1,
     freeze: bool = False,
@@ -67,6 +68,8 @@ def iterate(
       causal: the last sample axis is a sequence: a position is done when it and all before it are,
         and is then held fixed; the last iterate is returned, whose positions were evaluated
         together. f never sees a position that is not finite.
+      from_zero: ``z0`` is ``f(0)``, as it is known of an affine map: the solve starts at 0, whose
+        evaluation is not made, counted or returned.
       test_every: steps between tests whether all samples are done, the one thing that samples share
         (and devices have to agree on; with it, whether norms are scaled, which changes no answer);
         as large as ``max_steps``: no test.
@@ -89,7 +92,12 @@ def iterate(
         z0 = lax.optimization_barrier(z0)  # else XLA folds what it can of zeros, for seconds
         sound = tree.finite(z0, ndim)
         z0 = tree.select(sound, z0, jax.tree.map(jnp.zeros_like, z0))
-    state = solver.init(f, z0, ndim=ndim)
+    if from_zero:
+        first = z0
+        state = solver.init(lambda _: z0, jax.tree.map(jnp.zeros_like, z0), ndim=ndim)
+    else:
+        state = solver.init(f, z0, ndim=ndim)
+        first = state.z
     _, _, scale = measure(state, ndim, None)
     absolute, size, scale = measure(state, ndim, scale)
     reference = jnp.maximum(absolute + size, 1.0)
@@ -102,7 +110,7 @@ def iterate(
     progress = Progress(
         step=jnp.int32(0),
         state=state,
-        z=None if causal else state.z,
+        z=None if causal else first,
         residual=jnp.full_like(size, jnp.inf),
         nfe=zeros,
         status=status,
@@ -136,13 +144,12 @@ def iterate(
         if causal:  # what is returned is also what f is given from now on
             keep = running & (finite | blown)
             state = state._replace(z=tree.select(keep, state.z, p.state.z))
+            settled = (passed & running) | (p.status >= 0)
+            passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
         elif newest:
             keep = running & finite
         else:
             keep = running & (passed | (relative < p.residual))
-        if causal:
-            settled = (passed & running) | (p.status >= 0)
-            passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
         grown = absolute > _DIVERGENCE_FACTOR * p.reference
         status = jnp.where(grown & sure, Status.DIVERGED, RUNNING)
         status = jnp.where(passed, Status.CONVERGED, status)
@@ -237,7 +244,8 @@ def iterate(
         results = lax.cond(more, go_on, lambda results: results, returned(ended))
         return ended._replace(**dict(zip(RESULTS, results, strict=True)))
 
-    progress = observe(progress, progress.state)
+    if not from_zero:
+        progress = observe(progress, progress.state)
     if unroll:
         body = jax.checkpoint(advance) if checkpoint else advance
 

@@ -97,7 +97,7 @@ def implicit(prefix: str, model: Any, forward: str, adjoint: str, n: int, m: int
             max_steps=n,
             test_every=max(n, m),
         ),
-        trips=(n - 1, m - 1),
+        trips=(n - 1, m),  # the adjoint solve starts at 0, without a product
         # The map is linearized in the state and, at its end, in the parameters.
         counts=None if penalty else (n + 2, m),
         **options,

@@ -101,7 +101,7 @@ def affine_solve(
     test_every: int,
     smaller: Sequence[tuple[int, Callable[[Array], Map]]] = (),
 ) -> tuple[PyTree, SolverStats]:
-    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b;
+    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = 0;
     ``smaller``: fewer samples, each with ``rows -> operator`` of these alone.
     """
     # In two steps: the squares of large and of small entries leave the range of floats.
@@ -120,6 +120,7 @@ def affine_solve(
         solver=solver,
         rtol=rtol,
         atol=0.0,
+        from_zero=True,
         max_steps=max_steps,
         test_every=test_every,
         smaller=[

@@ -26,7 +26,7 @@ _PER_STEP = {
     Anderson: 1,
     Broyden: 1,
     Reversible: 2,
-}  # evaluations; one more at the start
+}  # evaluations
 
 
 def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
@@ -34,9 +34,10 @@ def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
 
     The count is ``C + (nfe_forward - c) F + (nfe_backward - c') P``: C of XLA for the whole step,
     c and c' what it has in C of the loops of the solves, F an evaluation of the cell and P a
-    product with its transposed Jacobian on the whole batch. Of a loop C has the start and one step:
-    c = 2 with Picard, Anderson and Broyden, 3 with Reversible, and one step more for a budget of
-    one. The rule may be `jdeq.Implicit`, or one without a backward loop: OneStep, Phantom, Neumann.
+    product with its transposed Jacobian on the whole batch. Of the forward loop C has the start and
+    one step, c = 2 with Picard, Anderson and Broyden, 3 with Reversible; of the backward one, which
+    starts at 0, a step, c' = 1; of each one step more for a budget of one. The rule may be
+    `jdeq.Implicit`, or one without a backward loop: OneStep, Phantom, Neumann.
     The solver's own arithmetic in further steps is left out, which is little beside a wide cell;
     nfe are means, so that what a batch computes for samples that are done is left out too. XLA
     counts the program before it is optimised, nothing being compiled: also where kernels of a
@@ -89,12 +90,12 @@ def _count(step: Any, model, state, batch, weight, penalize) -> _Count | None:
     if loops != len(budgets) or any(type(solver) not in _PER_STEP for solver, _ in budgets):
         return None
     forward, *backward = (
-        1 + _PER_STEP[type(solver)] * (2 if max_steps == 1 else 1) for solver, max_steps in budgets
+        _PER_STEP[type(solver)] * (2 if max_steps == 1 else 1) for solver, max_steps in budgets
     )
     evaluation, product = _cell_flops(found[0].problem.f, *shapes[0])
 
     def count(metrics):
-        total = whole + (metrics["nfe_forward"] - forward) * evaluation
+        total = whole + (metrics["nfe_forward"] - (1 + forward)) * evaluation
         for once in backward:
             total += (metrics["nfe_backward"] - once) * product
         return total
