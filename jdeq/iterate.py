@@ -110,7 +110,7 @@ def iterate(
     progress = Progress(
         step=jnp.int32(0),
         state=state,
-        z=None if causal else first,
+        z=first,
         residual=jnp.full_like(size, jnp.inf),
         nfe=zeros,
         status=status,
@@ -124,7 +124,7 @@ def iterate(
     # A loop's carry must keep its mark under shard_map, and counters start without it.
     progress = tree.vary(progress, tree.varying_axes(size))
     closing = unroll or last or max_steps == 1
-    newest = unroll or last
+    newest = unroll or last or causal
 
     def observe(p: Progress, state: Any, *, new: bool = True) -> Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
@@ -141,16 +141,14 @@ def iterate(
         sure = ~(lost | blown)
         relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
         passed = finite & sure & (absolute <= atol + rtol * size)
-        if causal:  # what is returned is also what f is given from now on
-            keep = running & (finite | blown)
-            state = state._replace(z=tree.select(keep, state.z, p.state.z))
+        keep = running & finite if newest else running & (passed | (relative < p.residual))
+        if causal:
             settled = (passed & running) | (p.status >= 0)
             passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
-        elif newest:
-            keep = running & finite
-        else:
-            keep = running & (passed | (relative < p.residual))
-        grown = absolute > _DIVERGENCE_FACTOR * p.reference
+        reference = p.reference
+        if from_zero:  # of the first evaluation that is made
+            reference = jnp.where(p.step == 0, jnp.maximum(absolute + size, 1.0), reference)
+        grown = absolute > _DIVERGENCE_FACTOR * reference
         status = jnp.where(grown & sure, Status.DIVERGED, RUNNING)
         status = jnp.where(passed, Status.CONVERGED, status)
         status = jnp.where(finite | blown, status, Status.NONFINITE)
@@ -174,19 +172,19 @@ def iterate(
         return Progress(
             step=p.step + new,
             state=state,
-            z=None if causal else tree.select(keep, state.z, p.z),
+            z=tree.select(keep, state.z, p.z),
             residual=jnp.where(keep, relative, p.residual),
             nfe=p.nfe + jnp.where(running & new, solver.cost(state), 0).astype(jnp.int32),
             status=status,
             scale=scale,
             load=load,
-            reference=p.reference,
+            reference=reference,
             stale=stale,
             trace=record,
         )
 
     def advance(p: Progress, f: Map = f) -> Progress:
-        if not (freeze or newest or causal):
+        if not (freeze or newest):
             return observe(p, solver.step(f, p.state, ndim=ndim))
         running = p.status == RUNNING
 
@@ -198,14 +196,15 @@ def iterate(
             return f(tree.select(moving, z, p.state.z))
 
         state = solver.step(held, p.state, ndim=ndim)
-        if not (freeze or newest):
-            return observe(p, state)
-        shared = {name: getattr(state, name) for name in solver.shared}
-        advanced = observe(p, tree.select(running, state, p.state)._replace(**shared))
-        if not freeze:
-            return advanced
+        if freeze or unroll or last:  # else the rest of the state of who is done is not used again
+            shared = {name: getattr(state, name) for name in solver.shared}
+            state = tree.select(running, state, p.state)._replace(**shared)
+        advanced = observe(p, state)
         finite = advanced.status != Status.NONFINITE
-        state = tree.select(finite, advanced.state, p.state)._replace(**shared)
+        if freeze:
+            state = tree.select(finite, state, p.state)._replace(**shared)
+        elif causal:  # what f is given for the position from now on
+            state = state._replace(z=tree.select(running & finite, state.z, p.state.z))
         return advanced._replace(state=state)
 
     def unfinished(p: Progress, most: int = 0) -> Array:
@@ -264,8 +263,8 @@ def iterate(
     if not unroll and (closing or not tested):
         progress = observe(progress, progress.state, new=False)
     status = jnp.where(progress.status == RUNNING, Status.MAX_STEPS, progress.status)
-    z, residual, nfe, _, record = returned(progress)
-    return Solution(z, SolverStats(nfe, residual, status), record), progress.state
+    stats = SolverStats(progress.nfe, progress.residual, status)
+    return Solution(progress.z, stats, progress.trace), progress.state
 
 
 def solve(

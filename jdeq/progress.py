@@ -17,7 +17,7 @@ class Progress(NamedTuple):
 
     step: Int[Array, ""]  # init or solver steps taken
     state: Any  # the solver's
-    z: PyTree | None  # the iterate to return; None: the state's
+    z: PyTree  # the iterate to return
     residual: Float[Array, " *batch"]  # its relative residual
     nfe: Int[Array, " *batch"]
     status: Int[Array, " *batch"]  # a Status, or RUNNING
@@ -42,7 +42,7 @@ def take_rows(p: Progress, rows: Array, ndim: int) -> Progress:
 
 def returned(p: Progress) -> tuple:
     """What is to be returned of it."""
-    return p.state.z if p.z is None else p.z, *(getattr(p, name) for name in RESULTS[1:])
+    return tuple(getattr(p, name) for name in RESULTS)
 
 
 def put_rows(results: tuple, rows: Array, part: tuple, ndim: int) -> tuple:

@@ -202,6 +202,29 @@ def test_causal_statistics_are_true_of_states_whose_squares_overflow(solver, bud
         assert np.all(np.asarray(sol.stats.status) == Status.CONVERGED)
 
 
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_a_position_whose_map_overflows_is_its_own_business(solver):
+    """f(z) is infinite at position 2: what is returned for it is finite, with its residual."""
+    x = jnp.asarray([0.1, 0.1, 3.0, 0.1])[None, :, None]
+    mix = 0.01 * jnp.tril(jnp.ones((4, 4)), -1)
+
+    def f(p, z, x):
+        return jnp.exp(p * z) * x + jnp.einsum("ij,bjd->bid", mix, z)
+
+    def loss(p):
+        sol = jdeq.fixed_point(
+            f, p, jnp.zeros_like(x), x, solver=CAUSAL[solver], rtol=1e-4, max_steps=30, causal=True,
+            gradient=jdeq.Implicit(solver=jdeq.Picard()),
+        )  # fmt: skip
+        return jnp.sum(sol.z[:, :2]), sol
+
+    gradient, sol = jax.grad(loss, has_aux=True)(1.0)
+    assert np.all(np.asarray(sol.stats.status[:, :2]) == Status.CONVERGED)
+    assert np.isfinite(gradient) and np.isfinite(sol.z).all()
+    true = problems.true_residual(f, 1.0, sol.z, x, ndim=2)
+    np.testing.assert_allclose(sol.stats.residual, true, rtol=2e-2, atol=1e-6)
+
+
 def _dense_gradient():
     """d loss / d (params, x) by a dense solve over a whole sequence at a time, float64."""
     params, z0, x = _inputs(jnp.float64)

@@ -424,3 +424,36 @@ def test_gradient_is_linear_in_the_loss(factor):
 
     want = jax.tree.map(lambda g: np.asarray(g, np.float64) * factor, gradient(1.0))
     assert problems.error(gradient(factor), want) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        jdeq.Picard(),
+        jdeq.Picard(damping=0.3),
+        jdeq.Anderson(),
+        jdeq.Anderson(damping=0.7),
+        jdeq.Broyden(),
+        jdeq.NewtonKrylov(),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("coupling", [0.0, 1.0, 1e7])
+def test_an_adjoint_solve_of_components_in_other_units(solver, coupling):
+    """Radius 0.3 whatever the coupling; a product 1e7 times its argument is no divergence."""
+
+    def f(w, z, x):
+        return z @ w + x
+
+    w = jnp.asarray([[0.3, 0.0], [coupling, 0.2]])
+    x, ct = jnp.ones((1, 2)), jnp.asarray([[0.0, 1.0]])
+
+    def loss(x, probe):
+        rule = jdeq.Implicit(solver=solver, rtol=1e-5, max_steps=200)
+        sol = jdeq.fixed_point(f, w, x, x, gradient=rule, max_steps=200, probe=probe)
+        return jnp.vdot(ct, sol.z)
+
+    gradient, report = jax.grad(loss, argnums=(0, 1))(x, jdeq.backward_probe(1))
+    exact = np.linalg.solve(np.eye(2) - np.asarray(w, np.float64), np.asarray(ct[0], np.float64))
+    np.testing.assert_allclose(gradient[0], exact, rtol=1e-3, atol=1e-6)
+    assert report[0, 1] <= 1e-5

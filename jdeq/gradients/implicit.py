@@ -90,6 +90,13 @@ class Implicit(TangentRule):
         return linear_solve(operator, b, probe, lambda b: solve(operator, b, False), backward)
 
 
+def starts_at_zero(solver: Solver) -> bool:
+    """Whether the first step from 0 leads to b, so that an adjoint solve can start there without a
+    product: undamped, and no step that is a whole solve.
+    """
+    return isinstance(solver, Broyden) or getattr(solver, "damping", None) == 1.0
+
+
 def affine_solve(
     operator: Map,
     b: PyTree,
@@ -101,8 +108,9 @@ def affine_solve(
     test_every: int,
     smaller: Sequence[tuple[int, Callable[[Array], Map]]] = (),
 ) -> tuple[PyTree, SolverStats]:
-    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = 0;
-    ``smaller``: fewer samples, each with ``rows -> operator`` of these alone.
+    """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b
+    (or from 0, whose product is known); ``smaller``: fewer samples, each with ``rows -> operator``
+    of these alone.
     """
     # In two steps: the squares of large and of small entries leave the range of floats.
     largest = tree.largest(b, ndim)
@@ -120,7 +128,7 @@ def affine_solve(
         solver=solver,
         rtol=rtol,
         atol=0.0,
-        from_zero=True,
+        from_zero=starts_at_zero(solver),
         max_steps=max_steps,
         test_every=test_every,
         smaller=[

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jdeq.gradients import Implicit, Neumann, OneStep, Phantom
+from jdeq.gradients.implicit import starts_at_zero
 from jdeq.solvers import Anderson, Broyden, Picard, Reversible
 from jdeq.training.equilibrium import Solve, solves_of
 from jdeq.training.step import TrainStep
@@ -26,7 +27,7 @@ _PER_STEP = {
     Anderson: 1,
     Broyden: 1,
     Reversible: 2,
-}  # evaluations
+}  # evaluations; the forward loop makes one more at the start
 
 
 def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
@@ -36,8 +37,8 @@ def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
     c and c' what it has in C of the loops of the solves, F an evaluation of the cell and P a
     product with its transposed Jacobian on the whole batch. Of the forward loop C has the start and
     one step, c = 2 with Picard, Anderson and Broyden, 3 with Reversible; of the backward one, which
-    starts at 0, a step, c' = 1; of each one step more for a budget of one. The rule may be
-    `jdeq.Implicit`, or one without a backward loop: OneStep, Phantom, Neumann.
+    starts at 0 unless it is damped, a step, c' = 1; of each one step more for a budget of one. The
+    rule may be `jdeq.Implicit`, or one without a backward loop: OneStep, Phantom, Neumann.
     The solver's own arithmetic in further steps is left out, which is little beside a wide cell;
     nfe are means, so that what a batch computes for samples that are done is left out too. XLA
     counts the program before it is optimised, nothing being compiled: also where kernels of a
@@ -92,10 +93,12 @@ def _count(step: Any, model, state, batch, weight, penalize) -> _Count | None:
     forward, *backward = (
         _PER_STEP[type(solver)] * (2 if max_steps == 1 else 1) for solver, max_steps in budgets
     )
+    forward += 1
+    backward = [once + (not starts_at_zero(budgets[1][0])) for once in backward]
     evaluation, product = _cell_flops(found[0].problem.f, *shapes[0])
 
     def count(metrics):
-        total = whole + (metrics["nfe_forward"] - (1 + forward)) * evaluation
+        total = whole + (metrics["nfe_forward"] - forward) * evaluation
         for once in backward:
             total += (metrics["nfe_backward"] - once) * product
         return total
