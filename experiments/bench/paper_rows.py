@@ -14,6 +14,7 @@ import optax
 
 import jdeq
 from jdeq.data import Dataset
+from jdeq.gradients.implicit import starts_at_zero
 from jdeq.models import (
     DEQ_TRANSFORMER_WIKITEXT103,
     DEQ_TRANSFORMER_WIKITEXT103_JR,
@@ -97,7 +98,7 @@ def implicit(prefix: str, model: Any, forward: str, adjoint: str, n: int, m: int
             max_steps=n,
             test_every=max(n, m),
         ),
-        trips=(n - 1, m),  # the adjoint solve starts at 0, without a product
+        trips=(n - 1, m if starts_at_zero(_SOLVERS[adjoint]) else m - 1),
         # The map is linearized in the state and, at its end, in the parameters.
         counts=None if penalty else (n + 2, m),
         **options,
