@@ -203,8 +203,8 @@ def iterate(
         finite = advanced.status != Status.NONFINITE
         if freeze:
             state = tree.select(finite, state, p.state)._replace(**shared)
-        elif causal:  # what f is given for the position from now on
-            state = state._replace(z=tree.select(running & finite, state.z, p.state.z))
+        elif causal:  # f is given from now on what is returned for the position
+            state = state._replace(z=tree.select(running & finite, state.z, advanced.z))
         return advanced._replace(state=state)
 
     def unfinished(p: Progress, most: int = 0) -> Array:

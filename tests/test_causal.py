@@ -222,7 +222,11 @@ def test_a_position_whose_map_overflows_is_its_own_business(solver):
     assert np.all(np.asarray(sol.stats.status[:, :2]) == Status.CONVERGED)
     assert np.isfinite(gradient) and np.isfinite(sol.z).all()
     true = problems.true_residual(f, 1.0, sol.z, x, ndim=2)
-    np.testing.assert_allclose(sol.stats.residual, true, rtol=2e-2, atol=1e-6)
+    # Not of a later position that ends non-finite as well: its residual is that of its own last
+    # finite evaluation, when position 2 was another.
+    known = np.asarray(sol.stats.status) == Status.CONVERGED
+    known[:, 2] = True
+    np.testing.assert_allclose(sol.stats.residual[known], true[known], rtol=2e-2, atol=1e-6)
 
 
 def _dense_gradient():
