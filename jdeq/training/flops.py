@@ -27,7 +27,7 @@ _PER_STEP = {
     Anderson: 1,
     Broyden: 1,
     Reversible: 2,
-}  # evaluations; the forward loop makes one more at the start
+}  # evaluations
 
 
 def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
@@ -35,10 +35,10 @@ def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
 
     The count is ``C + (nfe_forward - c) F + (nfe_backward - c') P``: C of XLA for the whole step,
     c and c' what it has in C of the loops of the solves, F an evaluation of the cell and P a
-    product with its transposed Jacobian on the whole batch. Of the forward loop C has the start and
-    one step, c = 2 with Picard, Anderson and Broyden, 3 with Reversible; of the backward one, which
-    starts at 0 unless it is damped, a step, c' = 1; of each one step more for a budget of one. The
-    rule may be `jdeq.Implicit`, or one without a backward loop: OneStep, Phantom, Neumann.
+    product with its transposed Jacobian on the whole batch. Of a loop C has the start and one step:
+    2 with Picard, Anderson and Broyden, 3 with Reversible, and one step more for a budget of one. A
+    backward loop that starts at 0 has nothing before it. The rule may be `jdeq.Implicit`, or one
+    without a backward loop: OneStep, Phantom, Neumann.
     The solver's own arithmetic in further steps is left out, which is little beside a wide cell;
     nfe are means, so that what a batch computes for samples that are done is left out too. XLA
     counts the program before it is optimised, nothing being compiled: also where kernels of a
@@ -82,19 +82,19 @@ def _count(step: Any, model, state, batch, weight, penalize) -> _Count | None:
     if not found:
         return None if loops else lambda metrics: whole
     deq, rule = found[0].deq, found[0].deq.gradient
-    budgets = [(deq.solver, deq.max_steps)]
+    budgets = [(deq.solver, deq.max_steps, 1)]  # and what is done before the loop
     if isinstance(rule, Implicit):
         solver = rule.adjoint_solver(deq.solver)
-        budgets.append((solver, rule.max_steps or deq.max_steps))
+        before = int(not starts_at_zero(solver))
+        budgets.append((solver, rule.max_steps or deq.max_steps, before))
     elif not isinstance(rule, OneStep | Phantom | Neumann):
         return None
-    if loops != len(budgets) or any(type(solver) not in _PER_STEP for solver, _ in budgets):
+    if loops != len(budgets) or any(type(solver) not in _PER_STEP for solver, *_ in budgets):
         return None
     forward, *backward = (
-        _PER_STEP[type(solver)] * (2 if max_steps == 1 else 1) for solver, max_steps in budgets
+        before + _PER_STEP[type(solver)] * (2 if max_steps == 1 else 1)
+        for solver, max_steps, before in budgets
     )
-    forward += 1
-    backward = [once + (not starts_at_zero(budgets[1][0])) for once in backward]
     evaluation, product = _cell_flops(found[0].problem.f, *shapes[0])
 
     def count(metrics):
