@@ -98,9 +98,7 @@ def iterate(
     else:
         state = solver.init(f, z0, ndim=ndim)
         first = state.z
-    _, _, scale = measure(state, ndim, None)
-    absolute, size, scale = measure(state, ndim, scale)
-    reference = jnp.maximum(absolute + size, 1.0)
+    size, _, scale = measure(state, ndim, None)
     stagnates = rtol < resolution(z0) and not (unroll or last)
     tested = test_every < max_steps
     zeros = jnp.zeros_like(size, jnp.int32)
@@ -117,7 +115,7 @@ def iterate(
         scale=scale,
         # Where each step ends with a stop test, the same reduction, over devices too, tells both.
         load=jnp.uint8(2) if tested and test_every == 1 and not (unroll or smaller) else None,
-        reference=reference,
+        reference=jnp.ones_like(size),
         stale=zeros if stagnates else None,
         trace=empty_trace(size, max_steps) if trace else None,
     )
@@ -126,27 +124,30 @@ def iterate(
     closing = unroll or last or max_steps == 1
     newest = unroll or last or causal
 
-    def observe(p: Progress, state: Any, *, new: bool = True) -> Progress:
+    def observe(p: Progress, state: Any, *, new: bool = True, in_loop: bool = False) -> Progress:
         """Judge the newest evaluation and keep what is to be returned; again if not ``new``."""
         running = p.status == RUNNING
-        scaled = None if p.load is None else p.load == 2
+        # Once, outside the loop, a pass over the state costs less than both ways compiled.
+        scaled = p.load == 2 if in_loop and p.load is not None else None
         absolute, size, scale = measure(state, ndim, p.scale, scaled)
-        finite = jnp.isfinite(absolute) & jnp.isfinite(size)
+        largest = jnp.maximum(absolute, size)
+        finite = jnp.isfinite(largest)
         # What left the range of squares in one step, finite or not, is measured right by the next
         # measurement.
         most = largest_scale(scale.dtype)
-        nan = jnp.isnan(absolute) | jnp.isnan(size)
         lost = (scale > SURE * p.scale) & (p.scale < most)
-        blown = ~finite & ~nan & (p.scale > 1 / most)
-        sure = ~(lost | blown)
-        relative = jnp.where(finite & sure, tree.ratio(absolute, size), jnp.inf)
-        passed = finite & sure & (absolute <= atol + rtol * size)
+        blown = (largest == jnp.inf) & (p.scale > 1 / most)
+        sure = finite & ~lost
+        relative = jnp.where(sure, tree.ratio(absolute, size), jnp.inf)
+        passed = sure & (absolute <= atol + rtol * size)
         keep = running & finite if newest else running & (passed | (relative < p.residual))
         if causal:
             settled = (passed & running) | (p.status >= 0)
-            passed = jnp.cumprod(settled.astype(jnp.int32), axis=-1).astype(bool)
+            position = lax.broadcasted_iota(jnp.int32, settled.shape, settled.ndim - 1)
+            unsettled = jnp.where(settled, settled.shape[-1], position)
+            passed = position < jnp.min(unsettled, axis=-1, keepdims=True)
         reference = p.reference
-        if from_zero:  # of the first evaluation that is made
+        if from_zero or not in_loop:  # of the first evaluation that is made
             reference = jnp.where(p.step == 0, jnp.maximum(absolute + size, 1.0), reference)
         grown = absolute > _DIVERGENCE_FACTOR * reference
         status = jnp.where(grown & sure, Status.DIVERGED, RUNNING)
@@ -185,7 +186,7 @@ def iterate(
 
     def advance(p: Progress, f: Map = f) -> Progress:
         if not (freeze or newest):
-            return observe(p, solver.step(f, p.state, ndim=ndim))
+            return observe(p, solver.step(f, p.state, ndim=ndim), in_loop=True)
         running = p.status == RUNNING
 
         def held(z: PyTree) -> PyTree:
@@ -199,7 +200,7 @@ def iterate(
         if freeze or unroll or last:  # else the rest of the state of who is done is not used again
             shared = {name: getattr(state, name) for name in solver.shared}
             state = tree.select(running, state, p.state)._replace(**shared)
-        advanced = observe(p, state)
+        advanced = observe(p, state, in_loop=True)
         finite = advanced.status != Status.NONFINITE
         if freeze:
             state = tree.select(finite, state, p.state)._replace(**shared)

@@ -41,16 +41,18 @@ def measure(
         for a in (residual, fz)
     )
     largest = jnp.maximum(absolute, size)
-    scale = jnp.ones_like(largest) if scale is None else scale
+    inverse = jnp.ones_like(largest) if scale is None else _inverse(scale)
+    absolute, size = absolute * inverse, size * inverse
     most, (low, high) = largest_scale(largest.dtype), _PLAIN
     # Small norms are taken to ``low`` only: what grows from there has room up to the largest float.
     power = _power_of_2(largest)
-    true, to_one = largest / scale, scale / jnp.where(power > 0, power, 1.0)
-    chosen = jnp.where(true < low, low * to_one, jnp.where(true > high, to_one, 1.0))
+    unit = power * inverse
+    unit = jnp.where(unit < low, unit / low, jnp.where(unit >= high, unit, 1.0))
     # Of a norm that is 0 or infinite only the direction is known.
-    chosen = jnp.where(largest == 0, scale * most, chosen)
-    chosen = jnp.where(jnp.isfinite(largest), chosen, scale / most)
-    return absolute / scale, size / scale, jnp.clip(chosen, 1 / most, most)
+    unit = jnp.where(power == 0, inverse / most, unit)
+    unit = jnp.where(jnp.isfinite(largest), unit, inverse * most)
+    # Divided last: XLA makes a division once, and what is before it again for each of its uses.
+    return absolute, size, 1.0 / jnp.clip(unit, 1 / most, most)
 
 
 def _power_of_2(a: Array) -> Array:
@@ -61,6 +63,14 @@ def _power_of_2(a: Array) -> Array:
     mask = (1 << info.bits - 1) - (1 << info.nmant)
     bits = lax.bitcast_convert_type(a, jnp.dtype(f"uint{info.bits}"))
     return lax.bitcast_convert_type(bits & jnp.asarray(mask, bits.dtype), a.dtype)
+
+
+def _inverse(power: Array) -> Array:
+    """``1 / power`` of powers of 2 up to 2^126 (2^1022 in float64), by their bits."""
+    info = jnp.finfo(power.dtype)
+    bits = lax.bitcast_convert_type(power, jnp.dtype(f"uint{info.bits}"))
+    one_twice = jnp.asarray(2 * (info.maxexp - 1) << info.nmant, bits.dtype)
+    return lax.bitcast_convert_type(one_twice - bits, power.dtype)
 
 
 def largest_scale(dtype: jnp.dtype) -> float:
