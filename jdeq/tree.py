@@ -172,23 +172,36 @@ def _sample_sharding(a: Array, ndim: int) -> jax.NamedSharding | None:
 
 def history_mix(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int) -> PyTree:
     """``sum_i weights_i past_i``, per sample, in the accumulator's dtype."""
+    mix = history_sum if weights.shape[-1] <= _FUSED_SLOTS else history_product
+    return mix(past, weights, ndim)
+
+
+def history_sum(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int) -> PyTree:
+    """`history_mix` as a sum over slots, which is fused with what is made of it."""
     dtype = accumulator(past)
 
-    def leaf_mix(h: Array) -> Array:
-        if h.shape[ndim] > _FUSED_SLOTS:
-            batch = tuple(range(ndim))
-            return lax.dot_general(
-                weights.astype(h.dtype),
-                h,
-                (((ndim,), (ndim,)), (batch, batch)),
-                precision=lax.Precision.HIGHEST,
-                preferred_element_type=dtype,
-            )
+    def leaf_sum(h: Array) -> Array:
         slots = [lax.index_in_dim(h, i, ndim, keepdims=False) for i in range(h.shape[ndim])]
         terms = [expand(weights[..., i], a) * a.astype(dtype) for i, a in enumerate(slots)]
         return sum(terms[1:], terms[0])
 
-    return jax.tree.map(leaf_mix, past)
+    return jax.tree.map(leaf_sum, past)
+
+
+def history_product(past: PyTree, weights: Float[Array, " *batch depth"], ndim: int) -> PyTree:
+    """`history_mix` as a product of matrices, which is computed once however often it is used."""
+    dtype, batch = accumulator(past), tuple(range(ndim))
+
+    def leaf_product(h: Array) -> Array:
+        return lax.dot_general(
+            weights.astype(h.dtype),
+            h,
+            (((ndim,), (ndim,)), (batch, batch)),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    return jax.tree.map(leaf_product, past)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jdeq import tree
-from jdeq.solvers.small import cholesky_solve
+from jdeq.solvers.small import gram_solve
 from jdeq.types import Map, Solver, require_integer
 
 
@@ -67,7 +67,7 @@ class Anderson(Solver):
 
     def step(self, f: Map, state: AndersonState, *, ndim: int) -> AndersonState:
         residual = tree.subtract(state.fz, state.z)
-        gamma = self._gamma(state)
+        gamma = gram_solve(state.gram, state.projection, self.ridge)
         mixed = tree.history_mix(state.df, gamma, ndim)
         # From z and r, not from f(z): so each of the state's arrays can be updated in place.
         step = tree.subtract(residual, mixed)
@@ -94,15 +94,3 @@ class Anderson(Solver):
         before = jnp.where(here, tree.dot(change, residual, ndim)[..., None], state.projection)
         projection = before + row
         return AndersonState(z, fz, df, dr, gram, projection, (state.slot + 1) % self.depth)
-
-    def _gamma(self, state: AndersonState) -> Float[Array, " *batch depth"]:
-        """Solve the scaled normal equations; empty slots get weight 0."""
-        dtype = state.gram.dtype
-        ridge = 10 * float(jnp.finfo(dtype).eps) if self.ridge is None else self.ridge
-        diagonal = jnp.diagonal(state.gram, axis1=-2, axis2=-1)
-        filled = diagonal > 0
-        inverse = jnp.where(filled, jax.lax.rsqrt(jnp.where(filled, diagonal, 1.0)), 0.0)
-        scaled = state.gram * inverse[..., None] * inverse[..., None, :]
-        eye = jnp.eye(self.depth, dtype=dtype)
-        scaled = jnp.where(eye == 1, 1.0 + ridge, scaled)
-        return cholesky_solve(scaled, state.projection * inverse) * inverse

@@ -66,7 +66,7 @@ class Broyden(Solver):
         weights = jnp.roll(_pair_weights(state, beta), 1, axis=-1)
         gain = self._gain(state, beta)
         # P r with the newest secant learnt: (P r) |s|^2 / (|s|^2 - s^T P r).
-        move = tree.add(residual, tree.history_mix(state.steps, weights, ndim))
+        move = tree.add(residual, tree.history_product(state.steps, weights, ndim))
         move = tree.cast_like(tree.scale(gain, move), state.z)
         row = gain[..., None] * (products + _matvec(state.gram, weights))
         z = tree.add(state.z, move)
