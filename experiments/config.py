@@ -40,6 +40,7 @@ from jdeq.training import Layout, make_mesh
 _SOLVERS = {
     "picard": jdeq.Picard,
     "anderson": jdeq.Anderson,
+    "restarted_anderson": jdeq.RestartedAnderson,
     "broyden": jdeq.Broyden,
     "newton_krylov": jdeq.NewtonKrylov,
     "reversible": jdeq.Reversible,
@@ -50,11 +51,13 @@ _SOLVERS = {
 class SolverConfig:
     """The forward solver and when it stops."""
 
-    kind: Literal["picard", "anderson", "broyden", "newton_krylov", "reversible"] = "anderson"
+    kind: Literal[
+        "picard", "anderson", "restarted_anderson", "broyden", "newton_krylov", "reversible"
+    ] = "anderson"
     damping: float | None = None
-    """picard, anderson: the share of f(z) in the next iterate."""
+    """picard, anderson, restarted_anderson: the share of f(z) in the next iterate."""
     depth: int | None = None
-    """anderson: how many earlier iterates are mixed."""
+    """anderson, restarted_anderson: how many earlier iterates are mixed."""
     history: int | None = None
     """broyden: how many updates are kept."""
     beta: float | None = None

@@ -12,7 +12,14 @@ from jdeq.gradients import (
     Unrolled,
 )
 from jdeq.regularizers import JacobianSchedule, fixed_point_correction, jacobian_penalty
-from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard, Reversible
+from jdeq.solvers import (
+    Anderson,
+    Broyden,
+    NewtonKrylov,
+    Picard,
+    RestartedAnderson,
+    Reversible,
+)
 from jdeq.types import Solution, SolverStats, Status
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "OneStep",
     "Phantom",
     "Picard",
+    "RestartedAnderson",
     "Reversible",
     "ReversibleGradient",
     "SharedInverse",

@@ -64,8 +64,8 @@ def fixed_point(
       gradient: how the solution is differentiated.
       rtol, atol: tolerances, >= 0. A tolerance below what the dtype of ``z0`` can reach is a
         warning, and the solve stops when it stagnates.
-      max_steps: budget, >= 1; a step of Picard, Anderson and Broyden is one evaluation, the first
-        included.
+      max_steps: budget, >= 1; a step of Picard, Broyden and Anderson (restarted or not) is one
+        evaluation, the first included.
       batch_ndim: number of sample axes, >= 0.
       causal: the axis after the batch axes is a sequence, and what happens at a position depends
         on positions up to it only (provided f is causal): mixing, stop and freezing are per
@@ -243,7 +243,7 @@ def _check_options(solver, gradient, rtol, atol, causal, probe) -> None:
     if causal and not solver.causal:
         raise ValueError(
             f"{name}: causal=True needs a solver that can step each position for itself (Picard, "
-            f"Anderson, Broyden, Reversible); got {solver}"
+            f"Anderson, RestartedAnderson, Broyden, Reversible); got {solver}"
         )
     if probe is not None and not gradient.has_probe:
         raise ValueError(

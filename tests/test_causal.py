@@ -15,7 +15,12 @@ from jdeq import Status
 
 BATCH, LENGTH, WIDTH = 2, 12, 8
 IMPLICIT = jdeq.Implicit()
-CAUSAL = {"picard": jdeq.Picard(), "anderson": jdeq.Anderson(), "broyden": jdeq.Broyden()}
+CAUSAL = {
+    "picard": jdeq.Picard(),
+    "anderson": jdeq.Anderson(),
+    "restarted": jdeq.RestartedAnderson(),
+    "broyden": jdeq.Broyden(),
+}
 
 
 def cell(params, z, x):

@@ -69,8 +69,34 @@ def test_memory_on_a(solver, most_mib):
     assert used / MIB <= most_mib
 
 
+@pytest.mark.parametrize("depth", [3, 5, 8])
+def test_restarted_anderson_takes_depth_and_three_states(depth, optimized):
+    """The history; z, f(z) and the best iterate."""
+    x = jnp.ones((4, 8192))
+
+    def solve(x):
+        return jdeq.fixed_point(
+            lambda params, z, x: jnp.tanh(0.5 * z + x),
+            *((), jnp.zeros_like(x), x),
+            solver=jdeq.RestartedAnderson(depth=depth),
+        ).z
+
+    memory = jax.jit(solve).lower(x).compile().memory_analysis()
+    # What is kept of a sample besides is a few numbers.
+    assert memory.temp_size_in_bytes <= (depth + 3.1) * x.nbytes
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
-@pytest.mark.parametrize("solver", [jdeq.Anderson(), jdeq.Anderson(damping=0.7)], ids=str)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        jdeq.Anderson(),
+        jdeq.Anderson(damping=0.7),
+        jdeq.RestartedAnderson(),
+        jdeq.RestartedAnderson(depth=4, damping=0.7),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("axes", [(24,), (4, 6)], ids=str)
 def test_nothing_of_the_size_of_a_state_is_copied_in_a_step_of_anderson(solver, axes, causal):
     x, w = jnp.ones((2, 3, *axes)), jnp.ones(axes)

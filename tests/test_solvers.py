@@ -42,7 +42,7 @@ def _counts(solver: str, loss_scale: float = 1.0, state_scale: float = 1.0):
 
 
 # The asked counts for the slowest of 64 samples.
-@pytest.mark.parametrize(("solver", "most"), [("anderson", 40), ("broyden", 48)])
+@pytest.mark.parametrize(("solver", "most"), [("anderson", 40), ("restarted", 34), ("broyden", 48)])
 def test_evaluations_on_b(solver, most):
     stats, report = _counts(solver)
     assert np.all(stats.status == jdeq.Status.CONVERGED)
@@ -51,7 +51,7 @@ def test_evaluations_on_b(solver, most):
     assert report[:, 0].max() <= most
 
 
-@pytest.mark.parametrize(("solver", "most"), [("anderson", 40), ("broyden", 48)])
+@pytest.mark.parametrize(("solver", "most"), [("anderson", 40), ("restarted", 34), ("broyden", 48)])
 @pytest.mark.parametrize(("loss_scale", "state_scale"), [(1e-6, 1.0), (1.0, 1e-4)])
 def test_evaluations_on_b_do_not_depend_on_scales(solver, most, loss_scale, state_scale):
     stats, report = _counts(solver)
@@ -66,7 +66,7 @@ def test_evaluations_on_b_do_not_depend_on_scales(solver, most, loss_scale, stat
     assert abs(scaled_report[:, 0].max() - report[:, 0].max()) <= within
 
 
-@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["anderson", "restarted", "broyden"])
 def test_scaling_by_a_power_of_two_changes_nothing(solver):
     """Where rounding does not change, no count does."""
     (plain, plain_probe), (scaled, scaled_probe) = (
@@ -130,6 +130,26 @@ def _tanh(seed=4, d=12):
     rng = np.random.default_rng(seed)
     w, b = problems.random_matrix(rng, d, 0.8), rng.standard_normal(d)
     return (lambda z: jnp.tanh(jnp.asarray(w) @ z + b)), (lambda z: np.tanh(w @ z + b)), d
+
+
+@pytest.mark.parametrize("damping", [1.0, 0.7])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_restarted_anderson_steps_are_constrained_least_squares(depth, damping):
+    f, numpy_f, d = _tanh()
+    with jax.enable_x64(True):
+        solver = jdeq.RestartedAnderson(depth=depth, damping=damping, ridge=0.0)
+        got = _iterates(solver, f, jnp.zeros(d), 9)
+    zs, rs = [np.zeros(d)], []
+    for k in range(8):
+        rs.append(numpy_f(zs[-1]) - zs[-1])
+        since = k - k % depth  # of the last restart
+        z, r = np.stack(zs[since:], axis=1), np.stack(rs[since:], axis=1)
+        # With alpha summing to 1, r alpha is the newest residual plus differences to it.
+        beta = np.linalg.lstsq(r[:, :-1] - r[:, -1:], -r[:, -1], rcond=None)[0]
+        alpha = np.append(beta, 1.0 - beta.sum())
+        zs.append((z + damping * r) @ alpha)
+    # The normal equations square the condition of the residuals, at most 1e3 here.
+    np.testing.assert_allclose(got, np.stack(zs), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("damping", [1.0, 0.7])
@@ -257,6 +277,9 @@ def test_newton_counts_one_affine_solve():
         (lambda: jdeq.Picard(damping=float("nan")), r"jdeq\.Picard: damping"),
         (lambda: jdeq.Anderson(depth=0), r"jdeq\.Anderson: depth must be >= 1; got 0"),
         (lambda: jdeq.Anderson(damping=-1.0), r"jdeq\.Anderson: damping"),
+        (lambda: jdeq.RestartedAnderson(depth=1), r"jdeq\.RestartedAnderson: depth must be >= 2"),
+        (lambda: jdeq.RestartedAnderson(damping=2.0), r"jdeq\.RestartedAnderson: damping"),
+        (lambda: jdeq.RestartedAnderson(ridge=1.0), r"jdeq\.RestartedAnderson: ridge"),
         (lambda: jdeq.Anderson(ridge=-1e-3), r"jdeq\.Anderson: ridge"),
         (lambda: jdeq.Broyden(history=1), r"jdeq\.Broyden: history must be >= 2; got 1"),
         (lambda: jdeq.NewtonKrylov(inner_steps=0), r"jdeq\.NewtonKrylov: inner_steps"),

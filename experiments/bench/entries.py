@@ -74,6 +74,7 @@ SOLVERS = {
     "jdeq Picard": jdeq.Picard(),
     "jdeq Anderson": jdeq.Anderson(),
     "jdeq Anderson depth 8": jdeq.Anderson(depth=8),
+    "jdeq RestartedAnderson": jdeq.RestartedAnderson(),
     "jdeq Broyden": jdeq.Broyden(),
     "jdeq NewtonKrylov": jdeq.NewtonKrylov(),
 }
@@ -85,6 +86,9 @@ ADJOINTS = {
     ),
     "jdeq Anderson depth 8, adjoint GMRES rtol 1e-4": (
         jdeq.Anderson(depth=8), jdeq.Implicit(solver=GMRES, rtol=1e-4),
+    ),
+    "jdeq RestartedAnderson, adjoint rtol 1e-4": (
+        jdeq.RestartedAnderson(), jdeq.Implicit(rtol=1e-4),
     ),
     "jdeq Broyden, adjoint GMRES": (jdeq.Broyden(), jdeq.Implicit(solver=GMRES)),
 }  # fmt: skip

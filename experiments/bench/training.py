@@ -112,7 +112,9 @@ def solve_memory(plan: Plan, report) -> tuple[list[Result], list[str]]:
     the model's cell.
     """
     solvers = {"Picard": jdeq.Picard()} | {
-        f"Anderson depth {d}": jdeq.Anderson(depth=d) for d in plan.depths
+        f"{kind.__name__} depth {d}": kind(depth=d)
+        for kind in (jdeq.Anderson, jdeq.RestartedAnderson)
+        for d in plan.depths
     }
     size = plan.size
     variables, batch = jax.eval_shape(partial(draw, size, implicit(size, 1)))

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from jdeq import tree
 from jdeq.gradients.rule import Point, TangentRule, linear_solve
 from jdeq.iterate import iterate
-from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard
+from jdeq.solvers import Anderson, Broyden, NewtonKrylov, Picard, RestartedAnderson
 from jdeq.types import Map, Problem, Solver, SolverStats, require_integer
 from jdeq.vmapped import over_samples
 
-_LINEAR = (Picard, Anderson, Broyden, NewtonKrylov)  # have an adjoint form
+_LINEAR = (Picard, Anderson, RestartedAnderson, Broyden, NewtonKrylov)  # have an adjoint form
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def starts_at_zero(solver: Solver) -> bool:
     """Whether an adjoint solve starts at 0: undamped, so that the first step leads to b. Not
     Broyden: its products for the slowest samples then depended on rounding (35 or 44 on one map).
     """
-    return isinstance(solver, Picard | Anderson) and solver.damping == 1.0
+    return isinstance(solver, Picard | Anderson | RestartedAnderson) and solver.damping == 1.0
 
 
 def affine_solve(

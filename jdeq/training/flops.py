@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jdeq.gradients import Implicit, Neumann, OneStep, Phantom
 from jdeq.gradients.implicit import starts_at_zero
-from jdeq.solvers import Anderson, Broyden, Picard, Reversible
+from jdeq.solvers import Anderson, Broyden, Picard, RestartedAnderson, Reversible
 from jdeq.training.equilibrium import Solve, solves_of
 from jdeq.training.step import TrainStep
 
@@ -25,6 +25,7 @@ _Count = Callable[[dict[str, Float[Array, ""]]], Float[Array, ""] | float]
 _PER_STEP = {
     Picard: 1,
     Anderson: 1,
+    RestartedAnderson: 1,
     Broyden: 1,
     Reversible: 2,
 }  # evaluations
@@ -36,9 +37,9 @@ def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
     The count is ``C + (nfe_forward - c) F + (nfe_backward - c') P``: C of XLA for the whole step,
     c and c' what it has in C of the loops of the solves, F an evaluation of the cell and P a
     product with its transposed Jacobian on the whole batch. Of a loop C has the start and one step:
-    2 with Picard, Anderson and Broyden, 3 with Reversible, and one step more for a budget of one. A
-    backward loop that starts at 0 has nothing before it. The rule may be `jdeq.Implicit`, or one
-    without a backward loop: OneStep, Phantom, Neumann.
+    2 with solvers of one evaluation a step, 3 with Reversible, and one step more for a budget of
+    one. A backward loop that starts at 0 has nothing before it. The rule may be `jdeq.Implicit`, or
+    one without a backward loop: OneStep, Phantom, Neumann.
     The solver's own arithmetic in further steps is left out, which is little beside a wide cell;
     nfe are means, so that what a batch computes for samples that are done is left out too. XLA
     counts the program before it is optimised, nothing being compiled: also where kernels of a

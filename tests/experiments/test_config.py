@@ -112,6 +112,8 @@ def test_bad_values_are_one_error_and_nothing_is_written(options, field, message
 def test_strings_become_objects_with_their_own_defaults():
     assert SolverConfig(kind="picard").build() == jdeq.Picard()
     assert SolverConfig(kind="anderson", depth=3).build() == jdeq.Anderson(depth=3)
+    restarted = SolverConfig(kind="restarted_anderson", depth=4)
+    assert restarted.build() == jdeq.RestartedAnderson(depth=4)
     assert GradientConfig(kind="phantom", steps=2).build() == jdeq.Phantom(steps=2)
     assert GradientConfig(max_steps=9).build() == jdeq.Implicit(max_steps=9)
     assert SplittingConfig().build() is None
