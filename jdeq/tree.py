@@ -131,6 +131,11 @@ def history(tree: PyTree, depth: int, ndim: int) -> PyTree:
     )
 
 
+def no_products(tree: PyTree, depth: int, ndim: int) -> Float[Array, " *batch depth"]:
+    """`history_dot` with an empty history: zeros, without a product of as many."""
+    return jnp.zeros_like(jnp.repeat(dot(tree, tree, ndim)[..., None], depth, axis=-1))
+
+
 def history_set(past: PyTree, slot: Int[Array, ""], tree: PyTree, ndim: int) -> PyTree:
     """Overwrite one slot, in place inside a compiled loop."""
     return jax.tree.map(

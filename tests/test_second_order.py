@@ -179,3 +179,29 @@ def test_approximate_rules_refuse_second_derivatives(rule, mode):
 
     with pytest.raises(NotImplementedError, match=rf"jdeq\.{type(rule).__name__}.*jdeq\.Implicit"):
         jax.eval_shape(functools.partial(MODES[mode], run), (params, x), d)
+
+
+@pytest.mark.parametrize("solver", [jdeq.Anderson(), jdeq.RestartedAnderson()], ids=str)
+def test_derivatives_of_small_states_through_the_steps_are_those_of_large_ones(solver):
+    """Squares of residuals leave the range of floats long before the residuals do."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.standard_normal((6, 6)) / 6, jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, 6)), jnp.float32)
+
+    def loss(x, scale):
+        sol = jdeq.fixed_point(
+            lambda w, z, x: z @ w + x, w, jnp.zeros_like(x), x,
+            solver=solver, gradient=jdeq.Unrolled(), rtol=1e-4, max_steps=10,
+        )  # fmt: skip
+        return jnp.sum(jnp.sin(sol.z / scale))
+
+    @jax.jit
+    def derivatives(x, scale):
+        gradient = jax.grad(lambda x: loss(x, scale))
+        return [scale * d for d in jax.jvp(gradient, (x,), (x,))]
+
+    want = derivatives(x, 1.0)
+    for power in (-20, -30, -40):
+        got = derivatives(x * 2.0**power, 2.0**power)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -273,7 +273,7 @@ def run(*, out: Path, rounds: int, quick: bool, only: tuple[str, ...] = ()) -> N
         maps = [two_layer(2, 8, 16, 32)] if quick else [
             two_layer(8, 128, 256, 1024), two_layer(8, 16, 64, 128)
         ]  # fmt: skip
-        bare = [hand_written(), *ours[:4]]
+        bare = [hand_written(), *ours[:5]]
         cases = [case for problem in maps for case in overhead_cases(problem, bare)]
         cases += mapped_cases((QUICK if quick else FAMILIES)["B"]())
         results += measure(cases, rounds=rounds, report=report)

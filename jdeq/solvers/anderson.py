@@ -61,7 +61,7 @@ class Anderson(Solver):
     def init(self, f: Map, z: PyTree, *, ndim: int) -> AndersonState:
         fz = f(z)
         past = tree.history(fz, self.depth, ndim)
-        projection = tree.history_dot(past, fz, ndim)
+        projection = tree.no_products(fz, self.depth, ndim)
         gram = jnp.repeat(projection[..., None], self.depth, axis=-1)
         return AndersonState(z, fz, past, past, gram, projection, jnp.int32(0))
 

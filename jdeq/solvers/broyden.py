@@ -49,7 +49,7 @@ class Broyden(Solver):
     def init(self, f: Map, z: PyTree, *, ndim: int) -> BroydenState:
         fz = f(z)
         steps = tree.history(fz, self.history, ndim)
-        nothing = tree.history_dot(steps, fz, ndim)
+        nothing = tree.no_products(fz, self.history, ndim)
         square = jnp.repeat(nothing[..., None], self.history, axis=-1)
         return BroydenState(z, fz, steps, square, square, jnp.int32(0))
 

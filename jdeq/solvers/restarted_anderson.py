@@ -64,7 +64,7 @@ class RestartedAnderson(Solver):
     def init(self, f: Map, z: PyTree, *, ndim: int) -> RestartedAndersonState:
         fz = f(z)
         residuals = tree.history(fz, self.depth, ndim)
-        nothing = tree.history_dot(residuals, fz, ndim)
+        nothing = tree.no_products(fz, self.depth, ndim)
         square = jnp.repeat(nothing[..., None], self.depth, axis=-1)
         return RestartedAndersonState(z, fz, residuals, square, square, jnp.int32(0))
 

@@ -45,10 +45,13 @@ def gram_solve(
     ridge = 10 * float(info.eps) if ridge is None else ridge
     squares = jnp.diagonal(gram, axis1=-2, axis2=-1)
     filled = squares >= info.tiny
-    length = jnp.sqrt(jnp.where(filled, squares, 1.0))
-    lengths = length[..., None] * length[..., None, :]
+    # The answer does not depend on the lengths, only its rounding: a constant to derivatives, whose
+    # factors would leave the range of floats.
+    length = lax.stop_gradient(jnp.sqrt(jnp.where(filled, squares, 1.0)))
+    diagonal = jnp.where(filled, (1.0 + ridge) * squares, 1.0)
+    ridged = jnp.where(jnp.eye(rhs.shape[-1], dtype=bool), diagonal[..., None], gram)
     # XLA makes a division once, and what is cheaper again for each of its uses: both end in one.
-    unit = jnp.where(jnp.eye(rhs.shape[-1], dtype=bool), (1.0 + ridge) * lengths, gram) / lengths
+    unit = ridged / (length[..., None] * length[..., None, :])
     return cholesky_solve(unit, jnp.where(filled, rhs, 0.0) / length) / length
 
 
