@@ -135,8 +135,9 @@ def iterate(
         # What left the range of squares in one step, finite or not, is measured right by the next
         # measurement.
         most = largest_scale(scale.dtype)
-        lost = (scale > SURE * p.scale) & (p.scale < most)
-        blown = (largest == jnp.inf) & (p.scale > 1 / most)
+        known = p.scale > 1 / most  # else no more is known than that squares overflowed
+        lost = (scale > SURE * p.scale) & (p.scale < most) & known
+        blown = (largest == jnp.inf) & known
         sure = finite & ~lost
         relative = jnp.where(sure, tree.ratio(absolute, size), jnp.inf)
         passed = sure & (absolute <= atol + rtol * size)
@@ -145,7 +146,8 @@ def iterate(
             settled = (passed & running) | (p.status >= 0)
             position = lax.broadcasted_iota(jnp.int32, settled.shape, settled.ndim - 1)
             unsettled = jnp.where(settled, settled.shape[-1], position)
-            passed = position < jnp.min(unsettled, axis=-1, keepdims=True)
+            length = settled.shape[-1]  # which may be 0
+            passed = position < jnp.min(unsettled, axis=-1, keepdims=True, initial=length)
         reference = p.reference
         if from_zero or not in_loop:  # of the first evaluation that is made
             reference = jnp.where(p.step == 0, jnp.maximum(absolute + size, 1.0), reference)

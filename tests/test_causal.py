@@ -271,3 +271,13 @@ def test_causal_needs_a_solver_that_steps_each_position():
 def test_causal_needs_a_sequence_axis():
     with pytest.raises(ValueError, match="must share their first 2 axes"):
         jdeq.fixed_point(lambda p, z, x: z, (), jnp.zeros(3), (), causal=True)
+
+
+@pytest.mark.parametrize("solver", CAUSAL)
+def test_an_empty_sequence(solver):
+    x = jnp.zeros((4, 0, 6))
+    sol = jdeq.fixed_point(
+        lambda params, z, x: jnp.tanh(0.5 * z + x), (), x, x, solver=CAUSAL[solver], causal=True
+    )
+    assert sol.z.shape == (4, 0, 6)
+    assert sol.stats.status.shape == (4, 0)

@@ -381,3 +381,26 @@ def test_a_sample_at_rest_in_the_origin_divides_by_nothing():
     error, residual = checkify.checkify(solve, errors=checkify.all_checks)(jnp.zeros((2, 3)))
     error.throw()
     assert (residual == 0).all()
+
+
+def test_a_solved_start_near_the_largest_squares_takes_one_evaluation():
+    """Its squares overflow, and the next measurement, of the same evaluation, is right."""
+    x = jnp.full((1, 4), 1e19, jnp.float32)
+    sol = jdeq.fixed_point(
+        lambda params, z, x: x + 0 * z, (), x, x, solver=jdeq.Picard(), trace=True
+    )
+    assert sol.stats.nfe == 1
+    assert sol.stats.status == jdeq.Status.CONVERGED
+    assert sol.trace is not None
+    assert sol.trace[0, 0] == 0
+
+
+@pytest.mark.parametrize("solver", [jdeq.Anderson(), jdeq.RestartedAnderson()], ids=str)
+def test_a_sample_whose_products_overflow_is_told_so_at_once(solver):
+    x = jnp.array([[1e20] * 3, [1.0] * 3], jnp.float32)
+    sol = jdeq.fixed_point(
+        lambda params, z, x: x + 0.5 * z, (), jnp.zeros_like(x), x, solver=solver, rtol=1e-4
+    )
+    assert sol.stats.status.tolist() == [jdeq.Status.NONFINITE, jdeq.Status.CONVERGED]
+    assert sol.stats.nfe[0] <= 3
+    np.testing.assert_allclose(sol.z[1], 2.0, rtol=1e-3)

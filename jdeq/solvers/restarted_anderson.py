@@ -27,11 +27,12 @@ class RestartedAnderson(Solver):
 
     ``alpha``, which sums to 1, minimises ``||sum_i alpha_i r_i||`` over the residuals
     ``r_i = f(z_i) - z_i`` since the last restart, each sample for itself; after ``depth`` of them
-    it starts anew. On a linear map it is equivalent to GMRES(depth): between restarts each iterate
-    is the newest one plus a combination of the residuals, so that a few numbers stand for all of
-    them, and it keeps half of what ``Anderson`` keeps at the same depth. At equal memory it mostly
-    takes fewer evaluations. What a restart forgets is relearnt: where few eigenvalues are next to
-    1, or the tolerance is near the resolution of the dtype, a small depth can stagnate.
+    it starts anew. On a linear map it is GMRES(depth) up to the ridge: between restarts each
+    iterate is the newest one plus a combination of the residuals, so that a few numbers stand for
+    all of them, and it keeps half of what ``Anderson`` keeps at the same depth. At equal memory it
+    mostly takes fewer evaluations; but what a restart forgets is relearnt, and where eigenvalues
+    are next to 1 (0.999), or the tolerance is near the resolution of the dtype, it can stagnate
+    where ``Anderson`` converges.
 
     Args:
       depth: number of residuals kept, >= 2.
@@ -85,10 +86,10 @@ class RestartedAnderson(Solver):
         gram = jnp.where(here[:, None], row[..., None, :], gram)
         gram = jnp.where(here, row[..., None], gram)
 
-        # alpha is G^-1 1 over its sum. A residual whose square is 0 teaches nothing: a plain step.
+        # alpha is G^-1 1 over its sum; a residual whose square is 0 teaches nothing: a plain step.
         alpha = gram_solve(gram, jnp.broadcast_to(square, row.shape), self.ridge)
         total = jnp.sum(alpha, axis=-1, keepdims=True)
-        alpha = jnp.where(total > 0, alpha, here) / jnp.where(total > 0, total, 1.0)
+        alpha = jnp.where(total == 0, here, alpha) / jnp.where(total == 0, 1.0, total)
 
         points = jnp.where(before[:, None], state.points, 0.0)
         move = tree.history_product(points, alpha, ndim) + self.damping * alpha
