@@ -144,9 +144,9 @@ def iterate(
         keep = running & finite if newest else running & (passed | (relative < p.residual))
         if causal:
             settled = (passed & running) | (p.status >= 0)
-            position = lax.broadcasted_iota(jnp.int32, settled.shape, settled.ndim - 1)
-            unsettled = jnp.where(settled, settled.shape[-1], position)
             length = settled.shape[-1]  # which may be 0
+            position = lax.broadcasted_iota(jnp.int32, settled.shape, settled.ndim - 1)
+            unsettled = jnp.where(settled, length, position)
             passed = position < jnp.min(unsettled, axis=-1, keepdims=True, initial=length)
         reference = p.reference
         if from_zero or not in_loop:  # of the first evaluation that is made

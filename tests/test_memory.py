@@ -70,7 +70,7 @@ def test_memory_on_a(solver, most_mib):
 
 
 @pytest.mark.parametrize("depth", [3, 5, 8])
-def test_restarted_anderson_takes_depth_and_three_states(depth, optimized):
+def test_restarted_anderson_takes_depth_and_three_states(depth):
     """The history; z, f(z) and the best iterate."""
     x = jnp.ones((4, 8192))
 
