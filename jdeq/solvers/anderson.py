@@ -32,7 +32,7 @@ class Anderson(Solver):
     rotations and many maps with eigenvalues beyond 1.
 
     Args:
-      depth: number of differences kept, >= 1.
+      depth: number of differences kept, >= 1; at most as many as a sample has entries.
       damping: in (0, 1]; share of the mixed residual that is added.
       ridge: Tikhonov term of the least-squares problem, relative to the squared length of each
         difference: rescaling f changes nothing. None: 10 units in the last place of the Gram dtype.
@@ -60,9 +60,11 @@ class Anderson(Solver):
 
     def init(self, f: Map, z: PyTree, *, ndim: int) -> AndersonState:
         fz = f(z)
-        past = tree.history(fz, self.depth, ndim)
-        projection = tree.no_products(fz, self.depth, ndim)
-        gram = jnp.repeat(projection[..., None], self.depth, axis=-1)
+        # More differences than entries are dependent: what they add is rounding.
+        depth = max(1, min(self.depth, tree.sample_size(fz, ndim)))
+        past = tree.history(fz, depth, ndim)
+        projection = tree.no_products(fz, depth, ndim)
+        gram = jnp.repeat(projection[..., None], depth, axis=-1)
         return AndersonState(z, fz, past, past, gram, projection, jnp.int32(0))
 
     def step(self, f: Map, state: AndersonState, *, ndim: int) -> AndersonState:
@@ -81,7 +83,8 @@ class Anderson(Solver):
         change = tree.subtract(tree.subtract(fz, z), residual)
         # The history is read before it is written, and what is written depends on what was read
         # (a sample whose products overflowed is lost anyway): so it can be updated in place.
-        here = jnp.arange(self.depth) == state.slot
+        depth = state.projection.shape[-1]
+        here = jnp.arange(depth) == state.slot
         row = tree.history_dot(state.dr, change, ndim)
         lost = ~jnp.isfinite(jnp.sum(row, axis=-1))
         stored = tree.select(lost, jax.tree.map(jnp.zeros_like, change), change)
@@ -93,4 +96,4 @@ class Anderson(Solver):
         # dr^T (residual + change), without reading the history again.
         before = jnp.where(here, tree.dot(change, residual, ndim)[..., None], state.projection)
         projection = before + row
-        return AndersonState(z, fz, df, dr, gram, projection, (state.slot + 1) % self.depth)
+        return AndersonState(z, fz, df, dr, gram, projection, (state.slot + 1) % depth)

@@ -14,20 +14,40 @@ def cholesky_solve(
 
     Unrolled over n at trace time: a batched library call costs more than the arithmetic for n <=
     10. Pivots are clipped at the dtype's resolution, so that a numerically singular matrix gives a
-    finite answer.
+    finite answer. Derivatives are solves with the same factor: differentiated operation by
+    operation, a factorization multiplies the reciprocals of small pivots, and their roundings.
     """
-    n = rhs.shape[-1]
+    lower = _cholesky(lax.stop_gradient(matrix))
+    return lax.custom_linear_solve(
+        lambda y: jnp.sum(matrix * y[..., None, :], axis=-1),
+        rhs,
+        lambda _, b: _substitute(lower, b),
+        symmetric=True,
+    )
+
+
+def _cholesky(matrix: Float[Array, "*batch n n"]) -> list[list[Array]]:
+    """Entries of the lower factor, by row; its diagonal holds their reciprocals."""
+    n = matrix.shape[-1]
     tiny = jnp.finfo(matrix.dtype).eps
     lower = [[jnp.zeros(())] * n for _ in range(n)]
-    y = [jnp.zeros(())] * n
     for j in range(n):
         pivot = matrix[..., j, j] - sum(lower[j][k] ** 2 for k in range(j))
-        inverse = 1.0 / jnp.sqrt(jnp.maximum(pivot, tiny))
-        lower[j][j] = inverse  # the diagonal holds reciprocals
+        lower[j][j] = 1.0 / jnp.sqrt(jnp.maximum(pivot, tiny))
         for i in range(j + 1, n):
             inner = sum(lower[i][k] * lower[j][k] for k in range(j))
-            lower[i][j] = (matrix[..., i, j] - inner) * inverse
-        y[j] = (rhs[..., j] - sum(lower[j][k] * y[k] for k in range(j))) * inverse
+            lower[i][j] = (matrix[..., i, j] - inner) * lower[j][j]
+    return lower
+
+
+def _substitute(
+    lower: list[list[Array]], rhs: Float[Array, "*batch n"]
+) -> Float[Array, "*batch n"]:
+    """Forward, then back substitution, with a factor of `_cholesky`."""
+    n = len(lower)
+    y = [jnp.zeros(())] * n
+    for j in range(n):
+        y[j] = (rhs[..., j] - sum(lower[j][k] * y[k] for k in range(j))) * lower[j][j]
     for j in reversed(range(n)):
         y[j] = (y[j] - sum(lower[k][j] * y[k] for k in range(j + 1, n))) * lower[j][j]
     return jnp.stack(y, axis=-1)
