@@ -32,10 +32,11 @@ class Anderson(Solver):
     rotations and many maps with eigenvalues beyond 1.
 
     Args:
-      depth: number of differences kept, >= 1; at most as many as a sample has entries.
+      depth: number of differences kept, >= 1; of samples with fewer entries, as many as those.
       damping: in (0, 1]; share of the mixed residual that is added.
       ridge: Tikhonov term of the least-squares problem, relative to the squared length of each
-        difference: rescaling f changes nothing. None: 10 units in the last place of the Gram dtype.
+        difference: rescaling f changes nothing while their squares are normal floats. None: 10
+        units in the last place of the Gram dtype.
     Raises:
       ValueError: when built, for values outside these ranges.
     Cost: one evaluation of f a step; 2 depth + 2 copies of z; a step reads the history twice, keeps

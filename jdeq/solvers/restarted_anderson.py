@@ -38,7 +38,8 @@ class RestartedAnderson(Solver):
       depth: number of residuals kept, >= 2.
       damping: in (0, 1]; share of the mixed residual that is added.
       ridge: Tikhonov term of the least-squares problem, relative to the squared length of each
-        residual: rescaling f changes nothing. None: 10 units in the last place of the Gram dtype.
+        residual: rescaling f changes nothing while their squares are normal floats. None: 10
+        units in the last place of the Gram dtype.
     Raises:
       ValueError: when built, for values outside these ranges.
     Cost: one evaluation of f a step; depth + 2 copies of z; a step reads the history twice.
