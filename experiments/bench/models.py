@@ -63,6 +63,7 @@ ACCELERATED = pair(512, 2048, (256, 1434, 4), 64, 256, 12)
 QUICK = (pair(8, 12, (8, 12, 1), 1, 4, 3),)
 NEVER = 1e-9
 STEP = "jdeq DEQ-Transformer, step"
+RESTARTED = "jdeq DEQ-Transformer, RestartedAnderson, step"
 TWIN = "Transformer-XL, step"
 SHORTEST = "jdeq DEQ-Transformer, max_steps 1, OneStep"
 """A step that hardly solves: two evaluations of f, the second to know the residual. What it takes
@@ -110,10 +111,12 @@ def step_cases(size: Size) -> list[Case]:
         rtol=NEVER,
         max_steps=size.evaluations,
     )
+    restarted = deq.clone(solver=jdeq.RestartedAnderson())
     shortest = deq.clone(solver=jdeq.Picard(), gradient=jdeq.OneStep(), max_steps=1)
+    models = {STEP: deq, RESTARTED: restarted, SHORTEST: shortest, TWIN: TransformerXL(size.twin)}
     group = f"training step, {size.title}, {size.evaluations} evaluations and products"
     cases = []
-    for name, model in ((STEP, deq), (SHORTEST, shortest), (TWIN, TransformerXL(size.twin))):
+    for name, model in models.items():
         variables, batch = draw(size, model)
         memory = jax.tree.map(
             lambda a: (
@@ -170,12 +173,14 @@ def step_cases(size: Size) -> list[Case]:
 
 
 def step_note(size: Size, results: list[Result]) -> str:
-    """Tokens a second, and the share of the step outside evaluations and products."""
+    """Tokens a second, and the share of the steps outside evaluations and products."""
     mine = {r.case.name: r for r in results if f", {size.title}," in r.case.group}
     seconds = {name: np.array(r.seconds) for name, r in mine.items()}
     evaluations, products, pullback = (seconds[part] for part in PARTS)
     tokens = size.batch * size.length
-    share, low, high = quartiles(1 - (evaluations + products + pullback) / seconds[STEP])
+    needed = evaluations + products + pullback
+    share, low, high = quartiles(1 - needed / seconds[STEP])
+    restarted = quartiles(1 - needed / seconds[RESTARTED])
     ends = seconds[SHORTEST] - 2 * evaluations / size.evaluations - pullback
     head, *_ = quartiles(ends / seconds[STEP])
     speed = {name: tokens / np.median(seconds[name]) for name in (STEP, TWIN)}
@@ -185,7 +190,8 @@ def step_note(size: Size, results: list[Result]) -> str:
         f"explicit {speed[TWIN]:.0f} with {counts[TWIN]:,}; share of the step outside "
         f"evaluations of f and its products {share:.1%} ({low:.1%} to {high:.1%}), of which "
         f"{head:.1%} are memory, embedding, injection and softmax with their gradients, and "
-        f"{share - head:.1%} the solvers"
+        f"{share - head:.1%} the solvers; with RestartedAnderson {restarted[0]:.1%} "
+        f"({restarted[1]:.1%} to {restarted[2]:.1%})"
     )
 
 

@@ -63,10 +63,11 @@ def test_quick_run_of_the_reversible_suite(quick_run):
 @pytest.mark.slow
 def test_quick_run_of_the_models_suite(quick_run):
     content, _ = quick_run("models")
-    assert len(content["cases"]) == 8 and not any(c["error"] for c in content["cases"])
+    assert len(content["cases"]) == 9 and not any(c["error"] for c in content["cases"])
     steps, generation = content["notes"]
     assert "tokens a second" in steps and "share of the step" in steps
-    assert re.search(r"of which -?[\d.]+% are memory, .* and -?[\d.]+% the solvers$", steps)
+    shares = r"of which -?[\d.]+% are memory, .* and -?[\d.]+% the solvers; with Restarted"
+    assert re.search(shares, steps)
     assert float(generation.rsplit(" ", 1)[1]) < 1e-4  # log-probabilities, cached and not
 
 
