@@ -17,9 +17,10 @@ class Unrolled(GradientRule):
     Exact for the program that ran, converged or not: the last iterate, after ``max_steps`` updates
     or where a sample passed the test, is returned. z0 receives a gradient. All orders and modes. A
     sample that turned non-finite is returned as it was before, but its gradient is NaN: the step
-    that was rejected is differentiated too. As an estimate of the gradient at
-    the fixed point it lags behind the state: ask for a tolerance one or two orders tighter than
-    with ``Implicit``.
+    that was rejected is differentiated too. As an estimate of the gradient at the fixed point it
+    lags behind the state: ask for a tolerance one or two orders tighter than with ``Implicit``, but
+    not for steps beyond the resolution of the dtype (``rtol=0``): what ``Anderson`` mixes there is
+    rounding, and its derivative may be anything.
 
     Args:
       checkpoint: keep only the solver's state per step and evaluate f again in reverse.

@@ -126,8 +126,8 @@ def test_one_dropout_mask_a_call():
     config = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.3)
     model = DEQTransformerLM(config, rtol=1e-5, max_steps=100)
     variables = jax.jit(model.init)(jax.random.key(2), TOKENS)
-    # Stronger than the published injection, under which a map so small hardly contracts: by 30,
-    # one mask in three still needs more than 100 evaluations.
+    # Stronger than the published injection, under which a map so small hardly contracts: by 30, one
+    # position in three still needs more than 100 evaluations under one mask or another.
     variables["params"]["inject"]["kernel"] *= 300
     apply = jax.jit(lambda seed: model.apply(variables, TOKENS, rngs={"dropout": seed}))
     first, sol = apply(jax.random.key(3))
