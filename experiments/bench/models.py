@@ -104,7 +104,7 @@ def training_step(model: Any, _f: Any = None, *, penalize: bool = False) -> Any:
 
 
 def step_cases(size: Size) -> list[Case]:
-    """The two steps, one that hardly solves, and alone what the first has to compute of f."""
+    """The steps, ours by two solvers, one that hardly solves, and alone what ours compute of f."""
     deq = DEQTransformerLM(
         size.deq,
         gradient=jdeq.Implicit(rtol=NEVER, max_steps=size.evaluations),
