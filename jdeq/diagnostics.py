@@ -61,8 +61,7 @@ def adjoint_residual(
     """
     _, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
     image = tree.add(pullback(w)[0], ct)
-    absolute = tree.norm(tree.subtract(image, w), batch_ndim)
-    return tree.ratio(absolute, tree.norm(image, batch_ndim))
+    return tree.relative(image, w, batch_ndim)
 
 
 class GradientComparison(NamedTuple):
@@ -126,6 +125,8 @@ def gradient_cosine(
     (reference, backward), solution = differentiate(
         params, Implicit(), tight, 10 * max_steps, lax.stop_gradient(solution.z), probe
     )
+    largest = tree.unit(jnp.maximum(tree.largest(ours, 0), tree.largest(reference, 0)))
+    ours, reference = tree.divide(ours, largest), tree.divide(reference, largest)
     size, reference_size = tree.norm(ours, 0), tree.norm(reference, 0)
     error = tree.norm(tree.subtract(ours, reference), 0)
     scale = size * reference_size
@@ -147,11 +148,13 @@ def convergence_report(solution: Solution) -> str:
     Returns:
       two lines, such as
       ``64 samples: 62 CONVERGED, 2 MAX_STEPS`` and
-      ``nfe 4 / 7 / 40 (min / median / max), residual at most 2.1e-02``.
+      ``nfe 4 / 7 / 40 (min / median / max), residual at most 2.1e-02``; of no samples the first.
     """
     nfe, residual, status = (np.asarray(value).ravel() for value in solution.stats)
     counts = [(np.sum(status == kind), kind.name) for kind in Status]
     ends = ", ".join(f"{count} {name}" for count, name in counts if count)
+    if not status.size:
+        return "0 samples"
     noun = "sample" if status.size == 1 else "samples"
     return (
         f"{status.size} {noun}: {ends}\n"

@@ -18,7 +18,16 @@ from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
 from jdeq.solvers import Anderson
 from jdeq.traced import Traced, trace_smaller
-from jdeq.types import GradientRule, ParamMap, Problem, Solution, Solver, Status, require_integer
+from jdeq.types import (
+    GradientRule,
+    ParamMap,
+    Problem,
+    Solution,
+    Solver,
+    Status,
+    require_integer,
+    static_rule,
+)
 
 
 def fixed_point(
@@ -62,14 +71,15 @@ def fixed_point(
       x: injection, pytree of arrays.
       solver: how to iterate.
       gradient: how the solution is differentiated.
-      rtol, atol: tolerances, >= 0. A tolerance below what the dtype of ``z0`` can reach is a
-        warning, and the solve stops when it stagnates.
+      rtol, atol: tolerances, >= 0, plain numbers like all options. A tolerance below what the dtype
+        of ``z0`` can reach is a warning, and the solve stops when it stagnates.
       max_steps: budget, >= 1; a step of Picard, Broyden and Anderson (restarted or not) is one
-        evaluation, the first included.
+        evaluation, the first included; a budget of 1, which would return ``z0``, takes one more.
       batch_ndim: number of sample axes, >= 0.
       causal: the axis after the batch axes is a sequence, and what happens at a position depends
         on positions up to it only (provided f is causal): mixing, stop and freezing are per
-        position, statistics have one entry per position.
+        position, statistics have one entry per position. Gradients are of whole sequences: where f
+        is not finite at one position, those of its sequence are NaN.
       trace: also return the residual of each step.
       test_every: steps between tests whether all samples are done, >= 1. That test is what devices
         that share a batch have to agree on: where that takes long, test less often; at
@@ -177,7 +187,8 @@ def check(solution: Solution) -> Solution:
     """Return ``solution`` if every sample converged, else raise.
 
     Outside jit a ``FloatingPointError`` that counts the bad samples; inside jit through
-    ``jax.experimental.checkify``, whose functionalisation the caller provides.
+    ``jax.experimental.checkify``, whose functionalisation the caller provides:
+    ``error, out = checkify.checkify(jax.jit(step))(...)``, then ``error.throw()``.
     """
     status = solution.stats.status
     good = jnp.all(status == Status.CONVERGED)
@@ -190,7 +201,7 @@ def check(solution: Solution) -> Solution:
         "nonfinite": jnp.sum(status == Status.NONFINITE),
         "diverged": jnp.sum(status == Status.DIVERGED),
         "total": jnp.asarray(status.size),
-        "residual": jnp.max(solution.stats.residual),
+        "residual": jnp.max(solution.stats.residual, initial=0.0),
     }
     if isinstance(good, core.Tracer):
         checkify.check(good, message, **facts)  # pyright: ignore[reportArgumentType]
@@ -233,7 +244,8 @@ def _check_options(solver, gradient, rtol, atol, causal, probe) -> None:
         raise TypeError(f"{name}: gradient must be a rule, such as Implicit(); got {gradient!r}")
     for option, value in (("rtol", rtol), ("atol", atol)):
         if not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name}: {option} must be a finite number >= 0; got {value}")
+            rule = f"a finite number >= 0{static_rule(value)}"
+            raise ValueError(f"{name}: {option} must be {rule}; got {value}")
     for part in (solver, gradient):
         try:
             hash(part)

@@ -17,6 +17,7 @@ from jdeq.progress import (
     RESULTS,
     RUNNING,
     Progress,
+    Stale,
     empty_trace,
     of_samples,
     put_rows,
@@ -27,7 +28,6 @@ from jdeq.types import Map, ParamMap, Problem, Solution, Solver, SolverStats, St
 from jdeq.vmapped import over_samples
 
 _DIVERGENCE_FACTOR = 1e6
-_PATIENCE = 6  # steps without 1% of progress, at a tolerance the dtype cannot reach, end a solve
 
 
 def resolution(z: PyTree) -> float:
@@ -116,7 +116,7 @@ def iterate(
         # Where each step ends with a stop test, the same reduction, over devices too, tells both.
         load=jnp.uint8(2) if tested and test_every == 1 and not (unroll or smaller) else None,
         reference=jnp.ones_like(size),
-        stale=zeros if stagnates else None,
+        stale=Stale(jnp.full_like(size, jnp.inf), zeros) if stagnates else None,
         trace=empty_trace(size, max_steps) if trace else None,
     )
     # A loop's carry must keep its mark under shard_map, and counters start without it.
@@ -157,9 +157,8 @@ def iterate(
         status = jnp.where(finite | blown, status, Status.NONFINITE)
         stale = None
         if p.stale is not None:
-            stale = jnp.where(relative < 0.99 * p.residual, 0, p.stale + 1)
-            spent = (status == RUNNING) & (stale >= _PATIENCE)
-            status = jnp.where(spent, Status.MAX_STEPS, status)
+            stale = p.stale.after(relative, resolution(z0))
+            status = jnp.where((status == RUNNING) & stale.spent, Status.MAX_STEPS, status)
         record = p.trace
         if record is not None:
             row = jnp.minimum(p.step, max_steps - 1)

@@ -30,6 +30,7 @@ class DEQ(nnx.Module):
       solver, gradient, rtol, atol, max_steps, batch_ndim, causal, trace, test_every, compact: as
         in :func:`jdeq.fixed_point`.
     Raises:
+      TypeError: when built, if the cell is no NNX module.
       ValueError: when called, if the cell writes variables other than its random streams (BatchNorm
         in training mode, say); for ``compact > 1``, if the cell draws random numbers.
     Cost: that of :func:`jdeq.fixed_point`; the cell is traced once more.
@@ -50,6 +51,8 @@ class DEQ(nnx.Module):
         test_every: int = 1,
         compact: int = 1,
     ):
+        if not isinstance(cell, nnx.Module):
+            raise TypeError(f"jdeq.nnx.DEQ: cell must be an nnx.Module; got {cell!r}")
         self.cell = cell
         self.solver = solver
         self.gradient = gradient
@@ -175,7 +178,11 @@ def _written(graph: Any, state: PyTree, z0: PyTree, x: PyTree) -> dict[tuple, ty
                 found[path] = type(variable)
         return out
 
-    jax.eval_shape(evaluate, state, z0, x)
+    try:
+        jax.eval_shape(evaluate, state, z0, x)
+    except TypeError as error:
+        error.add_note("jdeq.nnx.DEQ calls its cell as cell(z, x)")
+        raise
     return found
 
 

@@ -3,13 +3,36 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from jdeq import tree
 
 RUNNING = -1
 """The status of a sample that is not done."""
 RESULTS = ("z", "residual", "nfe", "status", "trace")
+
+
+# So many steps in which no residual was 1% below the smallest of before, all within so many times
+# what the dtype resolves, end a solve to a tolerance below that.
+_PATIENCE, _ROUNDING = 6, 100
+
+
+class Stale(NamedTuple):
+    """Progress near the resolution of the dtype, where a solve ends for want of it."""
+
+    mark: Float[Array, " *batch"]  # the residual that it is counted from
+    steps: Int[Array, " *batch"]  # that it was not made in
+
+    def after(self, relative: Float[Array, " *batch"], resolution: float) -> "Stale":
+        """Of a solve that came to these relative residuals."""
+        better = relative < 0.99 * self.mark
+        still = ~better & (relative < _ROUNDING * resolution)
+        return Stale(jnp.where(better, relative, self.mark), jnp.where(still, self.steps + 1, 0))
+
+    @property
+    def spent(self) -> Bool[Array, " *batch"]:
+        """Whether that is the end."""
+        return self.steps >= _PATIENCE
 
 
 class Progress(NamedTuple):
@@ -25,7 +48,7 @@ class Progress(NamedTuple):
     # 0: none is running; 1: some are, all scales 1; 2: one has another scale; None: not kept
     load: UInt8[Array, ""] | None
     reference: Float[Array, " *batch"]  # what the residual is small or large against
-    stale: Int[Array, " *batch"] | None  # steps since the residual last improved
+    stale: Stale | None  # None: not kept
     trace: Float[Array, " max_steps *batch"] | None
 
 

@@ -22,6 +22,7 @@ class Traced:
 
     def __init__(self, f: Any, jaxpr: Any, out: Any, which: int):
         # Neither f nor what it captured is kept: this object outlives the call in a cache.
+        f = getattr(f, "__code__", f)  # of functions made anew from the same text it is the same
         self._key = hash(f) if isinstance(f, Hashable) else id(f)
         self._jaxpr, self._out, self._which = jaxpr, out, which
 

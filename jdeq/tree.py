@@ -44,6 +44,11 @@ def scale(scalars: Array, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: (expand(scalars, a) * a).astype(a.dtype), tree)
 
 
+def divide(tree: PyTree, scalars: Array) -> PyTree:
+    """``tree / scalars`` per sample, in the tree's dtypes: their reciprocals may overflow."""
+    return jax.tree.map(lambda a: (a / expand(scalars, a)).astype(a.dtype), tree)
+
+
 def subtract(a: PyTree, b: PyTree) -> PyTree:
     """``a - b``."""
     return jax.tree.map(jnp.subtract, a, b)
@@ -104,6 +109,20 @@ def largest(a: PyTree, ndim: int) -> Float[Array, " *batch"]:
 def norm(a: PyTree, ndim: int) -> Float[Array, " *batch"]:
     """Euclidean norm of each sample."""
     return jnp.sqrt(dot(a, a, ndim))
+
+
+def unit(largest: Float[Array, " *batch"]) -> Float[Array, " *batch"]:
+    """What to divide entries by before they are squared; 1 for those that are 0 or not finite."""
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
+
+
+def relative(a: PyTree, b: PyTree, ndim: int) -> Float[Array, " *batch"]:
+    """``||a - b|| / ||a||`` per sample, with 0 / 0 = 0, also of entries whose squares leave the
+    range of floats.
+    """
+    by = unit(jnp.maximum(largest(a, ndim), largest(b, ndim)))
+    a, b = divide(a, by), divide(b, by)
+    return ratio(norm(subtract(a, b), ndim), norm(a, ndim))
 
 
 def ratio(absolute: Float[Array, " *batch"], size: Float[Array, " *batch"]) -> Array:

@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+from jax import core
 from jaxtyping import Array, Float, Int, PyTree
 
 Map = Callable[[PyTree], PyTree]
@@ -17,10 +18,16 @@ ParamMap = Callable[[PyTree, PyTree, PyTree], PyTree]
 """``f(params, z, x) -> z``."""
 
 
+def static_rule(value: Any) -> str:
+    """What else an error has to say where an option is a traced value."""
+    return " and static under jit (static_argnames)" if isinstance(value, core.Tracer) else ""
+
+
 def require_integer(owner: str, name: str, value: Any, least: int) -> None:
     """Raise ValueError unless ``value`` is an integer >= ``least``."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise ValueError(f"{owner}: {name} must be an integer >= {least}; got {value!r}")
+        static = static_rule(value)
+        raise ValueError(f"{owner}: {name} must be an integer >= {least}{static}; got {value!r}")
     if value < least:
         raise ValueError(f"{owner}: {name} must be >= {least}; got {value}")
 

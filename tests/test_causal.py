@@ -120,6 +120,19 @@ def test_a_later_nan_stays_where_it_is(solver):
     assert np.all(np.isfinite(after.z))
 
 
+def test_gradients_of_a_sequence_with_a_position_that_is_not_finite_are_nan():
+    """Of that sequence alone, and not finite numbers that no rule stands for."""
+    params, z0, x = _inputs()
+
+    def loss(x):
+        sol = _solve(params, z0, x, solver=jdeq.Anderson(), rtol=1e-5, max_steps=60)
+        return jnp.sum(sol.z[:, :5] ** 2)
+
+    want, got = jax.grad(loss)(x), jax.grad(loss)(x.at[1, 7].set(jnp.nan))
+    np.testing.assert_array_equal(got[0], want[0])
+    assert np.isfinite(want).all() and np.isnan(got[1, :5]).all()
+
+
 def test_a_start_that_is_not_finite_is_its_own_position_s_business():
     params, z0, x = _inputs()
     run = functools.partial(_solve, params, x=x, solver=jdeq.Anderson(), max_steps=30, rtol=1e-4)

@@ -258,6 +258,47 @@ def test_gradient_cosine_says_when_the_reference_is_not_to_be_trusted():
         gradient_cosine(tanh, params, x, x, quadratic, tighten=1.0)
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e-20, 1e20])
+def test_residuals_and_errors_do_not_depend_on_the_scale_of_the_loss(scale):
+    """float32 holds these cotangents, not their squares: 0 / 0 must not stand for perfection."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(0.9 * np.linalg.qr(rng.standard_normal((8, 8)))[0], jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, 8)), jnp.float32)
+    z0 = jnp.zeros_like(x)
+
+    def f(w, z, x):
+        return jnp.tanh(z @ w.T + x)
+
+    def measured(scale):
+        z = jdeq.fixed_point(f, w, z0, x, rtol=1e-5, max_steps=100).z
+        ct = jnp.full_like(x, scale)
+
+        def loss(probe):
+            sol = jdeq.fixed_point(
+                f, w, z0, x, solver=jdeq.Broyden(), gradient=jdeq.SharedInverse(), probe=probe
+            )
+            return scale * jnp.sum(sol.z)
+
+        def total(z):
+            return scale * jnp.sum(z @ jnp.arange(8.0))
+
+        return (
+            adjoint_residual(f, w, z, x, 0.5 * ct, ct),
+            jax.grad(loss)(jdeq.backward_probe())[1],
+            *gradient_cosine(f, w, z0, x, total, gradient=jdeq.OneStep())[:2],
+        )
+
+    for got, want in zip(measured(scale), measured(1.0), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+        assert np.all(want > 0.1)
+
+
+def test_no_samples():
+    empty = jnp.zeros((0, 3))
+    sol = jdeq.fixed_point(lambda p, z, x: p * z + x, 0.5, empty, empty)
+    assert convergence_report(jdeq.check(sol)) == "0 samples"
+
+
 def test_convergence_report():
     stats = jdeq.SolverStats(
         jnp.array([4, 7, 40, 9]), jnp.array([1e-4, 2e-4, 0.021, 5e-4]), jnp.array([0, 0, 1, 0])

@@ -53,6 +53,14 @@ def _same(params, z, x):
     return z
 
 
+def _with_rtol(rtol):
+    return _bad(rtol=rtol).z
+
+
+def _with_budget(max_steps):
+    return _bad(max_steps=max_steps).z
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -68,6 +76,8 @@ def _same(params, z, x):
         (ValueError, "max_steps must be an integer >= 1; got True", lambda: _bad(max_steps=True)),
         (ValueError, "batch_ndim must be >= 0; got -1", lambda: _bad(batch_ndim=-1)),
         (ValueError, "rtol must be a finite number >= 0; got 1e-3", lambda: _bad(rtol="1e-3")),
+        (ValueError, "rtol must be .* and static under jit", lambda: jax.jit(_with_rtol)(1e-3)),
+        (ValueError, "max_steps must be .* and static", lambda: jax.jit(_with_budget)(3)),
         (
             TypeError,
             "options must be plain numbers; got Picard",
@@ -380,6 +390,18 @@ def test_second_eager_call_does_not_compile(compilations, rule):
     assert compilations(lambda: solve(x)) == 0
     assert compilations(lambda: solve(2.0 * x)) <= 1  # the product by two
     assert compilations(lambda: solve(2.0 * x)) == 0
+
+
+def test_a_function_made_anew_from_the_same_text_does_not_compile(compilations):
+    _, z0, x = CASE.inputs("float32")
+
+    def solve(scale):
+        return jdeq.fixed_point(lambda p, z, x: jnp.sin(p * z) + scale * x, 0.5, z0, x).z
+
+    assert compilations(lambda: solve(1.5)) > 0
+    assert compilations(lambda: solve(1.5)) == 0
+    other = solve(2.5)  # another program, of the same code
+    np.testing.assert_allclose(other, np.sin(0.5 * other) + 2.5 * x, atol=1e-2)
 
 
 def test_second_eager_gradient_does_not_compile(compilations):

@@ -47,6 +47,28 @@ def test_out_of_reach_warns_and_stops(name, solver, dtype):
     assert problems.error(z, want) <= 20 * DTYPES[dtype] / case.gap
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-2), ("float64", 1e-6)])
+def test_slow_progress_is_not_stagnation(dtype, atol):
+    """``z = 0.995 z + 1`` by plain iteration, half a percent a step, at rtol 0 forward and back."""
+    with jax.enable_x64(True):
+        one = jnp.ones((1, 4), dtype)
+
+        def solve(p):
+            return jdeq.fixed_point(
+                lambda p, z, x: p * z + x, p, 0 * one, one,
+                solver=jdeq.Picard(), gradient=jdeq.Implicit(rtol=0.0), rtol=0.0, atol=atol,
+                max_steps=10_000,
+            )  # fmt: skip
+
+        gradient, sol = jax.grad(lambda p: (jnp.sum(solve(p).z), solve(p)), has_aux=True)(
+            jnp.asarray(0.995, dtype)
+        )
+        assert np.all(sol.stats.status == Status.CONVERGED)
+        # |f(z) - z| = 0.005 |z - 200| for each of the four entries.
+        np.testing.assert_allclose(sol.z, 200.0, atol=1.01 * atol / 0.005 / 2)
+        np.testing.assert_allclose(gradient, 4 / 0.005**2, rtol=0.01)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_within_reach_converges_without_a_warning(solver, dtype):

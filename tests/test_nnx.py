@@ -261,6 +261,14 @@ def test_cells_that_write_are_refused_by_name():
     assert cell.calls[...] == 0 and not hasattr(cell, "last")
 
 
+def test_what_is_no_cell_is_named():
+    with pytest.raises(TypeError, match="cell must be an nnx.Module; got"):
+        DEQ(lambda z, x: z)
+    with pytest.raises(TypeError) as caught:
+        DEQ(nnx.Linear(3, 3, rngs=nnx.Rngs(0)))(jnp.ones((2, 3)))
+    assert "jdeq.nnx.DEQ calls its cell as cell(z, x)" in caught.value.__notes__
+
+
 def test_repeated_eager_calls_do_not_compile_again():
     run = importlib.import_module("jdeq.fixed_point")._run
     deq = make(rate=0.4)

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, PyTree
@@ -26,7 +25,9 @@ class Implicit(TangentRule):
 
     Exact at a fixed point where I - J is invertible; the error is that of the two residuals times
     ``1 / (1 - rho)``. Forward mode solves ``dz = J dz + b`` the same way, and both may be
-    differentiated again, to any order.
+    differentiated again, to any order (reverse mode of reverse mode through a ``lax.scan`` JAX
+    refuses, as of any ``lax.custom_linear_solve``: take forward over reverse, or write out the
+    loop). A sample whose products are not finite gets NaN, unless what is to be solved for is 0.
 
     Args:
       solver: for the adjoint (and tangent) system; None: the forward solver, or Anderson where that
@@ -110,14 +111,13 @@ def affine_solve(
 ) -> tuple[PyTree, SolverStats]:
     """Fixed point of ``u = operator(u) + b`` for a linear operator, per sample, from u = b
     (or from 0, whose product is known); ``smaller``: fewer samples, each with ``rows -> operator``
-    of these alone.
+    of these alone. NaN where no product is finite, unless b is 0.
     """
     # In two steps: the squares of large and of small entries leave the range of floats.
     largest = tree.largest(b, ndim)
-    usable = jnp.isfinite(largest) & (largest > 0)
-    largest = jnp.where(usable, largest, 1.0)
-    shrunk = jax.tree.map(lambda a: (a / tree.expand(largest, a)).astype(a.dtype), b)
-    length = jnp.where(usable, tree.norm(shrunk, ndim), 1.0)
+    size = tree.unit(largest)
+    shrunk = tree.divide(b, size)
+    length = tree.unit(tree.norm(shrunk, ndim))
     unit = tree.scale(1.0 / length, shrunk)
 
     def affine(operator: Map, unit: PyTree) -> Map:
@@ -138,7 +138,10 @@ def affine_solve(
     )
     f = affine(operator, unit)
     solution, _ = over_samples(run, solver, f, unit, ndim, by_jax=bool(smaller))
-    return tree.scale(largest, tree.scale(length, solution.z)), solution.stats
+    # Where not even the first product was finite the solve returns b, another rule's answer.
+    unknown = (largest != 0) & jnp.isinf(solution.stats.residual)
+    length = jnp.where(unknown, jnp.nan, length)
+    return tree.scale(size, tree.scale(length, solution.z)), solution.stats
 
 
 def report(

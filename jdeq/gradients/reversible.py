@@ -148,7 +148,8 @@ def _solve_backward(rule, problem, kept, cotangent):
     solver, ndim = problem.solver, problem.batch_ndim + problem.causal
     beta, every = solver.beta, rule.anchor_every(solver, z0)
     axes = tree.varying_axes(z0)
-    size = tree.norm(last.z, ndim)
+    unit = tree.unit(tree.largest(last.z, ndim))
+    size = tree.norm(tree.divide(last.z, unit), ndim)
 
     def pull(point: PyTree, ct: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         """f at a point, and the pullback of ct to what moves (in wide sums) and to the point."""
@@ -179,7 +180,7 @@ def _solve_backward(rule, problem, kept, cotangent):
 
         def known(undone: PyTree, kept: PyTree, held: PyTree) -> tuple[PyTree, Array]:
             """The kept state in place of the undone one, and how far they were apart."""
-            off = tree.norm(tree.subtract(undone, kept), ndim)
+            off = tree.norm(tree.divide(tree.subtract(undone, kept), unit), ndim)
             off = jnp.where(here & active, off / jnp.where(size == 0, 1.0, size), 0.0)
             return tree.select(active, tree.select(here, kept, undone), held), off
 

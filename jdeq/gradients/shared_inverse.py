@@ -64,8 +64,7 @@ class SharedInverse(TangentRule):
             transposed = at.transpose(operator)
             w = solve(transposed, ct, True)
             image = tree.add(transposed(w), ct)
-            absolute = tree.norm(tree.subtract(image, w), ndim)
-            residual = tree.ratio(absolute, tree.norm(image, ndim))
+            residual = tree.relative(image, w, ndim)
             return w, report(jnp.full_like(residual, self.refine + 1, jnp.int32), residual, probe)
 
         def forward(b):

@@ -58,14 +58,16 @@ class NewtonKrylov(Solver):
 
     def step(self, f: Map, state: NewtonKrylovState, *, ndim: int) -> NewtonKrylovState:
         _, jacobian_product = jax.linearize(f, state.z)
+        residual = tree.subtract(state.fz, state.z)
+        unit = tree.unit(tree.largest(residual, ndim))  # whose square is in the range of floats
         move, products = gmres(
             lambda v: tree.subtract(v, jacobian_product(v)),
-            tree.subtract(state.fz, state.z),
+            tree.divide(residual, unit),
             steps=self.inner_steps,
             rtol=self.inner_rtol,
             ndim=ndim,
         )
-        z = tree.cast_like(tree.add(state.z, move), state.z)
+        z = tree.cast_like(tree.add(state.z, tree.scale(unit, move)), state.z)
         return NewtonKrylovState(z, f(z), products)
 
     def cost(self, state: NewtonKrylovState) -> Int[Array, " *batch"]:
