@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import launch, run_report, stopping, workdir
 from experiments.build import Run, build, eval_step
-from experiments.cli import guarded
+from experiments.cli import guarded, timed
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import load_run, run_names
 from experiments.provenance import commit
@@ -103,8 +103,12 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
         restored = checkpoints.restore(run.abstract_state())
         state = restored.state if restored else run.initial_state()
         start = int(state.step)
-        if restored is None:
-            workdir.refuse_lost_checkpoints(directory, config.loop.save_every)
+        if restored is None and checkpoints.begun:
+            raise CheckpointError(
+                f"{directory}: a checkpoint was saved, but there is none in "
+                f"{checkpoints.directory}; nothing was changed. Put it back, or choose another "
+                "--workdir"
+            )
         about = {"data": run.task.data, "train_seconds": 0.0}
         extra = restored.extra if restored else about
         begin -= extra["train_seconds"]  # of earlier parts of the run
@@ -116,6 +120,17 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
             )
         if restored:
             say(f"resuming {directory} at step {start} of {run.total_steps}")
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        pretrain = run.config.pretrain.steps
+        say(
+            f"{size:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}; "
+            f"{run.total_steps} steps" + (f", {pretrain} of pre-training" if pretrain else "")
+        )
+        if run.implicit:
+            say(
+                "nfe and res: evaluations a sample and largest relative residual, forward/backward "
+                "(backward 0 while nothing is solved for)"
+            )
         sinks: list[Sink] = []
         if primary:
             sinks = [
@@ -155,7 +170,10 @@ def train(config: ExperimentConfig, directory: pathlib.Path, *, again: str) -> i
     if primary:
         run = dataclasses.replace(run, layout=None)
         seconds = extra["train_seconds"]
-        report = run_report.write(run, state, directory, train_seconds=seconds, begin=begin)
+        say("the report:")
+        report = run_report.write(
+            run, state, directory, train_seconds=seconds, begin=begin, say=timed(say)
+        )
         run_report.show(report, console)
     multihost_utils.sync_global_devices("report")
     return 0

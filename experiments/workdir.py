@@ -11,7 +11,6 @@ from typing import Any
 
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.config_files import differences, read_config
-from jdeq.training import CheckpointError, read_metrics
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -120,19 +119,3 @@ def read_report(workdir: pathlib.Path) -> dict | None:
         return json.loads((workdir / REPORT_FILE).read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def refuse_lost_checkpoints(workdir: pathlib.Path, save_every: int) -> None:
-    """Refuse to start a run again, over its metrics, whose checkpoints are gone.
-
-    Raises:
-      CheckpointError: if the metrics reach a step after the first save. Nothing is written then.
-    """
-    path = workdir / METRICS_FILE
-    reached = max((r["step"] for r in read_metrics(path)), default=0) if path.exists() else 0
-    if reached > save_every:
-        raise CheckpointError(
-            f"{workdir}: the metrics reach step {reached}, but there is no checkpoint in "
-            f"{workdir / CHECKPOINTS}; nothing was changed. Put it back, "
-            "or choose another --workdir"
-        )

@@ -110,12 +110,19 @@ class AdaptiveEmbedding(nn.Module):
           h: float[*shape, width].
           labels: integers; the loss is NaN for one beyond the vocabulary.
           block: positions at a time, >= 1.
+        Raises:
+          ValueError: if the shapes do not fit.
         Cost: for n positions of which n_c have labels in a later cluster c: the first cluster's
           table times all h, that of c times at most n_c + 2 block of them, all once more in the
           backward pass. Memory: a block of logits of a cluster. Under vmap every block pays
           for every cluster; where a mesh shards the positions, sorting moves them.
         """
         require_integer("jdeq.layers.AdaptiveEmbedding", "block", block, 1)
+        if h.shape != (*labels.shape, self.width):
+            raise ValueError(
+                f"jdeq.layers.AdaptiveEmbedding: h must be [*labels.shape, {self.width}]; got "
+                f"{h.shape} with labels {labels.shape}"
+            )
         shape, h, labels = labels.shape, h.reshape(-1, self.width), labels.reshape(-1)
         cluster = jnp.sum(labels[:, None] >= jnp.asarray(self.cutoffs, labels.dtype), axis=1)
         order = jnp.argsort(cluster)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +30,9 @@ def loop_conv(
     XLA for CPU brings convolutions into the form its fast kernels take only outside of loops
     (jax 0.10 to 0.12). The transposed convolution in the loop of an adjoint solve misses it:
     20 ms instead of 0.8 ms a product for 3x3 convolutions 16-32-16 on [128, 8, 8, 16]. The
-    product over patches has no such gap. It is used where the default backend is a CPU, the
-    layout channels last, with neither dilation nor feature groups; everything else is passed on.
+    product over patches has no such gap. It is used where the default backend is a CPU (or the
+    program is made for one, see `made_for`), the layout channels last, with neither dilation nor
+    feature groups; everything else is passed on.
 
     Fits the ``conv_general_dilated`` field of ``flax.linen.Conv``; its arguments are the same.
 
@@ -45,7 +48,9 @@ def loop_conv(
     )
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     other = numbers != channels_last or dilated or feature_group_count != 1
-    if other or jax.default_backend() != "cpu":
+    platforms = set(_platforms.get() or (jax.default_backend(),))
+
+    def native(lhs, rhs):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -57,6 +62,36 @@ def loop_conv(
             feature_group_count=feature_group_count,
             precision=precision,
         )
+
+    def patches(lhs, rhs):
+        return _by_patches(lhs, rhs, window_strides, padding, precision)
+
+    if other or "cpu" not in platforms:
+        return native(lhs, rhs)
+    if platforms == {"cpu"}:
+        return patches(lhs, rhs)
+    return lax.platform_dependent(lhs, rhs, cpu=patches, default=native)
+
+
+_platforms: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "platforms", default=()
+)
+
+
+@contextlib.contextmanager
+def made_for(platforms: Sequence[str]) -> Iterator[None]:
+    """What is traced inside will run on these platforms, "cpu", "cuda", ...: by `jax.export`."""
+    token = _platforms.set(tuple(platforms))
+    try:
+        yield
+    finally:
+        _platforms.reset(token)
+
+
+def _by_patches(
+    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, precision: Any
+) -> Array:
+    rank = lhs.ndim - 2
     kernel, sides = rhs.shape[:rank], lhs.shape[1:-1]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(sides, kernel, window_strides, padding)

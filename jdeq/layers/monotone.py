@@ -85,8 +85,13 @@ def _check_step(splitting: Any) -> None:
 
 def resolvent(weights: Array, step: float) -> Array:
     """``V = (I + a (I - W))^-1`` for matrices W in the last two axes."""
-    eye = jnp.eye(weights.shape[-1], dtype=weights.dtype)
-    return jnp.linalg.inv((1.0 + step) * eye - step * weights)
+    wide = _wide(weights)  # LAPACK has no half precision
+    eye = jnp.eye(weights.shape[-1], dtype=wide.dtype)
+    return jnp.linalg.inv((1.0 + step) * eye - step * wide).astype(weights.dtype)
+
+
+def _wide(a: Array) -> Array:
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def monotone_matrix(a: Array, b: Array, margin: float) -> Array:
@@ -107,8 +112,18 @@ def dense_product(w: Float[Array, "n n"], z: Float[Array, "batch n"]) -> Float[A
 def transfer(
     kernel: Float[Array, "rows columns in out"], sides: tuple[int, int]
 ) -> Complex[Array, "height frequencies out in"]:
-    """The matrices, one a frequency, of a circular convolution centred on its kernel."""
+    """The matrices, one a frequency, of a circular convolution centred on its kernel.
+
+    Raises:
+      ValueError: if a side is shorter than the kernel's.
+    """
     rows, columns = kernel.shape[:2]
+    if sides[0] < rows or sides[1] < columns:
+        raise ValueError(
+            "jdeq.layers.transfer: sides must be at least those of the kernel, "
+            f"{(rows, columns)}; got {sides}"
+        )
+    kernel = _wide(kernel)  # a Fourier transform has no half precision
     padded = jnp.zeros((*sides, *kernel.shape[2:]), kernel.dtype)
     padded = padded.at[:rows, :columns].set(kernel)
     centred = jnp.roll(padded, (-(rows // 2), -(columns // 2)), axis=(0, 1))
@@ -120,7 +135,7 @@ def circular_product(
     w: Complex[Array, "height frequencies n n"], z: Float[Array, "batch height width n"]
 ) -> Float[Array, "batch height width n"]:
     """``W z`` for a circular convolution given by its `transfer` matrices."""
-    spectrum = jnp.fft.rfft2(z, axes=(1, 2))
+    spectrum = jnp.fft.rfft2(_wide(z), axes=(1, 2))
     spectrum = jnp.einsum("hwoi,bhwi->bhwo", w, spectrum)
     return jnp.fft.irfft2(spectrum, s=z.shape[1:3], axes=(1, 2)).astype(z.dtype)
 

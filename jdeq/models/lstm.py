@@ -76,13 +76,14 @@ class LSTM(nn.Module):
         recurrence = nn.RNN(
             nn.OptimizedLSTMCell(config.hidden), return_carry=True, name="recurrence"
         )
+        shape = (tokens.shape[0], config.hidden)  # a symbol where it is exported
         if generating:
-            shape = (len(tokens), config.hidden)
             cache = [self.variable("cache", name, jnp.zeros, shape, x.dtype) for name in ("c", "h")]
             carry, h = recurrence(x, initial_carry=tuple(part.value for part in cache))
             for part, new in zip(cache, carry, strict=True):
                 part.value = new
         else:
-            _, h = recurrence(x)
+            start = jnp.zeros(shape, x.dtype)
+            _, h = recurrence(x, initial_carry=(start, start))
         logits = nn.Dense(config.vocab_size, name="head")(h)
         return mark_unknown(logits, known), explicit_solution(h)

@@ -1,6 +1,7 @@
 """Full-state checkpoints: written atomically, verified when read, the newest good one wins."""
 
 import contextlib
+import errno
 import math
 import pathlib
 import shutil
@@ -16,6 +17,9 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jdeq.training.state import TrainState
+
+_WANTING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+"""Errors of a read that are not about what is read."""
 
 
 class CheckpointError(RuntimeError):
@@ -78,6 +82,13 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoints: {self.directory} does not exist")
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._writing: int | None = None
+        # Beside the directory, so that it outlives it.
+        self._begun = self.directory.with_name(f"{self.directory.name}.begun")
+
+    @property
+    def begun(self) -> bool:
+        """Whether one was ever written to the end here, be it lost."""
+        return self._begun.exists()
 
     def steps(self) -> list[int]:
         """The steps on disk, oldest first, readable or not."""
@@ -129,6 +140,8 @@ class Checkpoints:
         """
         with self._explained():
             self._manager.wait_until_finished()
+            if self._writing is not None and jax.process_index() == 0:
+                self._begun.touch()
         self._writing = None
 
     @contextlib.contextmanager
@@ -152,8 +165,9 @@ class Checkpoints:
           abstract: shapes and dtypes (and shardings) of the state: ``jax.eval_shape`` of its init.
           best: the `best` one in its place.
         Raises:
-          CheckpointError: if there are checkpoints and none can be read; with ``best``, if none was
-            saved with a quality or that one cannot be read.
+          CheckpointError: if there are checkpoints and none can be read; if one cannot be read for
+            want of memory, open files or permission; with ``best``, if none was saved with a
+            quality or that one cannot be read.
         """
         if best:
             step = self.best()
@@ -162,6 +176,7 @@ class Checkpoints:
             try:
                 return Restored(*self._read(step, abstract), ())
             except Exception as error:  # a damaged file fails in any of many ways
+                _refuse_blame(error)
                 raise CheckpointError(
                     f"checkpoint {self.directory / str(step)} is damaged: {_first_line(error)}"
                 ) from error
@@ -170,6 +185,7 @@ class Checkpoints:
             try:
                 state, extra = self._read(step, abstract)
             except Exception as error:  # a damaged file fails in any of many ways
+                _refuse_blame(error)
                 self._report(
                     f"checkpoint {self.directory / str(step)} is damaged: {_first_line(error)}"
                 )
@@ -215,13 +231,26 @@ class Checkpoints:
     def _set_aside(self, steps: list[int]) -> None:
         # By one process; the others wait, or they would read what is being moved.
         for step in steps if jax.process_index() == 0 else ():
-            target = self.directory.parent / "damaged" / str(step)
-            if target.exists():
-                shutil.rmtree(target)
-            target.parent.mkdir(exist_ok=True)
+            aside = self.directory.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            while target.exists():  # of an earlier time
+                target = target.with_name(f"{target.name}_")
             shutil.move(self.directory / str(step), target)
         multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+
+def _refuse_blame(error: BaseException | None) -> None:
+    """Raise where a file could not be read for want of something, rather than for what it holds."""
+    while error is not None:
+        wanting = isinstance(error, OSError) and error.errno in _WANTING
+        if wanting or isinstance(error, MemoryError):
+            raise CheckpointError(
+                "a checkpoint cannot be read, though it may be whole; nothing was changed: "
+                f"{_first_line(error)}"
+            ) from error
+        error = error.__cause__ or error.__context__
 
 
 def _quality(metrics: dict[str, float]) -> float:

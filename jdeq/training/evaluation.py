@@ -25,7 +25,7 @@ def evaluate(
     Args:
       step: from `make_eval_step`.
       variables: params and the other collections.
-      data: any number of examples; or batches that are read on the way, which have their own size.
+      data: one example or more; or batches that are read on the way, which have their own size.
       batch_size: examples in one call, >= 1, of a Dataset; the last batch is filled up, and the
         filling dropped (samples do not affect one another). None for batches with their own size.
       classes: of labels that are pictures, scored by `mean_iou`; None: the labels are not.
@@ -33,8 +33,8 @@ def evaluate(
       loss_nats, accuracy (if the step knows it), nfe_forward, residual_mean, residual_max, the
       share of the samples that converged, and mean_iou if ``classes`` is given.
     Raises:
-      ValueError: if ``batch_size`` does not go with ``data``, or if ``classes`` is given and the
-        step gives no predictions.
+      ValueError: if ``data`` is empty, if ``batch_size`` does not go with it, or if ``classes`` is
+        given and the step gives no predictions.
     Cost: one batch of results is held at a time.
     """
     if isinstance(data, OrderedImageBatches):
@@ -47,6 +47,8 @@ def evaluate(
         raise ValueError("jdeq.training.evaluate: batch_size must be given for a Dataset; got None")
     else:
         require_integer("jdeq.training.evaluate", "batch_size", batch_size, 1)
+    if not isinstance(data, OrderedImageBatches) and not len(data.labels):
+        raise ValueError("jdeq.training.evaluate: data must have an example; got none")
     sums = dict.fromkeys(("loss", "correct", "labels", "nfe", "residual", "converged"), 0.0)
     samples, largest = 0, 0.0
     confusion = np.zeros((classes or 0,) * 2, np.int64)

@@ -79,7 +79,8 @@ class Loop:
         the newest. None, or where it gives None: not rated.
       restarts: whether the data at a position does not go on from the position before it: the
         collection "memory" of the model is emptied there.
-      learning_rate: by step, before a plateau's scale; for the record only.
+      learning_rate: by step, those not counted that were skipped, before a plateau's scale; for
+        the record only.
       profile: a trace of some steps; None: none.
       peak_flops: operations a second that a device could do, for "mfu", the share of it that the
         "flops" of the steps are (`count_flops`); None: without it.
@@ -203,7 +204,8 @@ class Loop:
         record = summarize(records)
         record[f"{self.items}_per_second"] = self.items_per_step / record["step_seconds"]
         scale = record.pop("learning_rate_scale")
-        record["learning_rate"] = float(self.learning_rate(int(state.step) - 1)) * scale
+        taken = max(int(state.step) - int(state.skipped), 1)  # the optimiser counts no other
+        record["learning_rate"] = float(self.learning_rate(taken - 1)) * scale
         if "flops" in record:
             record["flops_per_second"] = record.pop("flops") / record["step_seconds"]
             if self.peak_flops is not None:

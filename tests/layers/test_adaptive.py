@@ -128,6 +128,13 @@ def test_losses_are_those_of_the_log_probabilities(block):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
 
 
+def test_labels_of_another_shape_are_refused():
+    h = jnp.zeros((3, 7, 8))
+    for labels in (jnp.zeros((3, 3), int), jnp.zeros((21,), int), jnp.zeros((7, 3), int)):
+        with pytest.raises(ValueError, match=r"h must be \[\*labels.shape, 8\]; got \(3, 7, 8\)"):
+            LAYER.apply(variables(), h, labels, method="losses")
+
+
 def test_a_label_beyond_the_vocabulary_is_not_a_number():
     losses = LAYER.apply(variables(), H[0, :2], jnp.array([19, 20]), method="losses")
     assert np.isfinite(losses[0]) and np.isnan(losses[1])

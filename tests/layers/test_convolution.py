@@ -2,11 +2,13 @@
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jdeq.layers import loop_conv
+from jdeq.layers.convolution import made_for
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = {
@@ -36,6 +38,24 @@ def test_equals_lax(name):
 
     for ours, theirs in zip(run(loop_conv), run(jax.lax.conv_general_dilated), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu",), ("cpu", "cuda")])
+def test_a_program_made_for_other_platforms_convolves_there(platforms):
+    x, w = jnp.ones((2, 8, 6, 3)), jnp.ones((3, 3, 3, 5))
+
+    @jax.jit
+    def f(x, w):
+        return loop_conv(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
+    with made_for(platforms):
+        program = jax.export.export(f, platforms=platforms)(x, w)
+    text = program.mlir_module()
+    assert ("stablehlo.convolution" in text) == ("cuda" in platforms)
+    assert ("stablehlo.dot_general" in text) == ("cpu" in platforms)
+    if "cpu" in platforms:
+        want = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+        np.testing.assert_allclose(program.call(x, w), want)
 
 
 def test_one_axis_and_other_layouts():

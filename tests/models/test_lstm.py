@@ -42,6 +42,16 @@ def test_it_is_the_recurrence():
     np.testing.assert_array_equal(solution.stats.nfe, [1, 1])
 
 
+def test_double_precision():
+    with jax.enable_x64(True):
+        variables = LSTM(TINY).init(jax.random.key(0), TOKENS)
+        short, _ = LSTM(TINY).apply(variables, TOKENS)
+        double = jax.tree.map(lambda a: a.astype(jnp.float64), variables)
+        logits, _ = LSTM(TINY).apply(double, TOKENS)
+    assert logits.dtype == jnp.float64
+    np.testing.assert_allclose(logits, short, atol=1e-5)
+
+
 def test_refused():
     with pytest.raises(ValueError, match="jdeq.models.LSTMConfig: hidden must be >= 1; got 0"):
         LSTMConfig(vocab_size=5, hidden=0, embed_width=2)

@@ -221,6 +221,18 @@ def test_refused_configurations(change, message):
         dataclasses.replace(SINGLE, **change)
 
 
+@pytest.mark.parametrize("name", ["dense", "single"])
+def test_bfloat16(name):
+    """The transforms and inverses in float32, all else in the dtype of the parameters."""
+    model = MonDEQ(CONFIGS[name], splitting=PeacemanRachford(), rtol=0.02, max_steps=100)
+    variables = model.init(jax.random.key(1), IMAGES)
+    want, _ = model.apply(variables, IMAGES)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (variables, IMAGES))
+    got, solution = model.apply(*half)
+    assert got.dtype == jnp.bfloat16 and jax.tree.leaves(solution.z)[0].dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.1)
+
+
 def test_what_does_not_fit_is_refused():
     for splitting in (ForwardBackward, PeacemanRachford):
         with pytest.raises(ValueError, match=f"{splitting.__name__}: step must be > 0; got -1"):
@@ -229,5 +241,7 @@ def test_what_does_not_fit_is_refused():
         MonDEQ(MULTI, splitting=PeacemanRachford()).init(jax.random.key(0), IMAGES)
     with pytest.raises(ValueError, match="the height of images must be divisible by 2"):
         MonDEQ(MULTI).init(jax.random.key(0), jnp.zeros((1, 3, 4, 1)))
+    with pytest.raises(ValueError, match=r"sides must be at least .* \(3, 3\); got \(2, 2\)"):
+        MonDEQ(dataclasses.replace(SINGLE, pool=1)).init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
     with pytest.raises(ValueError, match="images must be .batch, height, width, channels"):
         MonDEQ(SINGLE).init(jax.random.key(0), jnp.zeros((4, 4)))

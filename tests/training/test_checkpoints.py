@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, verified when read, the newest good one wins."""
 
+import errno
 import resource
 import shutil
 
@@ -92,6 +93,45 @@ def test_damaged_newest_is_reported_and_the_one_before_used(saved, damage):
     assert (saved.parent / "damaged" / "3").is_dir()  # set aside, not deleted
     assert checkpoints.save(state(3), {}) == 3  # the run can write that step again
     assert int(checkpoints.restore(ABSTRACT).state.step) == 3
+
+
+def test_what_was_set_aside_before_stays(saved):
+    for _ in range(2):
+        damage_meta(saved / "3")
+        checkpoints = Checkpoints(saved, report=lambda line: None)
+        checkpoints.restore(ABSTRACT)
+        checkpoints.save(state(3), {})
+        checkpoints.close()
+    assert {path.name for path in (saved.parent / "damaged").iterdir()} == {"3", "3_"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_cannot_be_read_just_now_is_not_called_damaged(saved, monkeypatch, error):
+    checkpoints = Checkpoints(saved, report=lambda line: None)
+
+    def restore(*args, **kwargs):
+        raise RuntimeError("orbax failed") from error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", restore)
+    with pytest.raises(CheckpointError, match=f"nothing was changed: {type(error).__name__}"):
+        checkpoints.restore(ABSTRACT)
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
+
+
+def test_begun_once_one_is_whole_even_if_it_is_lost(tmp_path):
+    directory = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(directory)
+    (directory / "1.orbax-checkpoint-tmp").mkdir()  # killed while it was written
+    assert not checkpoints.begun and checkpoints.restore(ABSTRACT) is None
+    checkpoints.save(state(1), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [1]
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(state(2), {})
+    checkpoints.finish()
+    checkpoints.close()
+    shutil.rmtree(directory)
+    assert Checkpoints(directory).begun and Checkpoints(directory).restore(ABSTRACT) is None
 
 
 def test_reader_changes_nothing(saved):

@@ -157,6 +157,44 @@ def test_a_phase_draws_its_steps_by_position(tmp_path):
     assert taken == whole[25:]
 
 
+def test_the_learning_rate_is_that_of_the_steps_that_were_taken(tmp_path):
+    """Steps 3 to 5 of 10 are skipped: the optimiser does not count them."""
+
+    def step(state, batch, weight, *, penalize):
+        skipped = 3 <= int(state.step) < 6
+        return state._replace(
+            step=state.step + 1,
+            skipped=state.skipped + skipped,
+            skipped_in_row=jnp.int32(state.skipped_in_row + 1 if skipped else 0),
+        ), {"loss_nats": 0.0, "learning_rate_scale": 1.0}
+
+    loop = make_loop(
+        10,
+        phases=[Phase(until=10, steps=[step])],
+        log_every=1,
+        max_skipped=5,
+        learning_rate=float,
+    )
+    recorded = []
+
+    class Sink:
+        def write(self, step, kind, metrics):
+            if kind == "train":
+                recorded.append(metrics["learning_rate"])
+
+        def close(self):
+            pass
+
+    checkpoints = Checkpoints(tmp_path)
+    with StopRequest() as stop:
+        loop.run(
+            initial_state(), checkpoints=checkpoints, sinks=[Sink()], stop=stop,
+            extra={"train_seconds": 0.0},
+        )  # fmt: skip
+    checkpoints.close()
+    assert recorded == [0, 1, 2, 2, 2, 2, 3, 4, 5, 6]
+
+
 def _run_bare(loop, state, directory):
     checkpoints = Checkpoints(directory)
     with StopRequest() as stop:
