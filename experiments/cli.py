@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,12 @@ def command(
     """``run`` with the arguments of ``python -m experiments.NAME``, guarded; its exit code."""
     prog = f"python -m experiments.{name}"
     return guarded(lambda: run(tyro.cli(arguments, args=argv, prog=prog, description=description)))
+
+
+def timed(say: Callable[[str], None]) -> Callable[[str], None]:
+    """``say`` with the seconds since now before what is said: for work of minutes, step by step."""
+    start = time.perf_counter()
+    return lambda what: say(f"[{time.perf_counter() - start:4.0f} s] {what}")
 
 
 def guarded(main: Callable[[], int]) -> int:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.task import Task, TextUnits, fingerprint
+from experiments.task import Pixels, Task, TextUnits, fingerprint
 from jdeq.data import (
     CIFAR10,
     IGNORED,
@@ -50,7 +50,8 @@ class DigitsData:
             background=digits.background,
         )
         data = fingerprint(*digits.train, *digits.test)
-        return Task(batches=batches, test=digits.test, classes=10, data=data)
+        pixels = Pixels(16, (digits.mean,), (digits.std,))
+        return Task(batches=batches, test=digits.test, classes=10, data=data, pixels=pixels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,13 @@ class ImageSetData:
         )
         seen = np.stack([example.image for example in examples])
         data = fingerprint(seen, np.stack([example.label for example in examples]), *tested)
-        return Task(batches=batches, test=tested, classes=images.classes, data=data)
+        return Task(
+            batches=batches,
+            test=tested,
+            classes=images.classes,
+            data=data,
+            pixels=Pixels.of(images),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ changes nothing.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from experiments import run_report, stopping, trained
 from experiments.build import Run
-from experiments.cli import command
+from experiments.cli import command, timed
 from experiments.config import ConfigError
 from experiments.task import Task
 
@@ -48,8 +49,11 @@ def run(arguments: Arguments) -> int:
     loaded, restored = trained.load(arguments.workdir, console, best=arguments.best)
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
+    tell = timed(functools.partial(console.print, soft_wrap=True))
     try:
-        rows = stopping.evaluate_at(loaded.model, restored.state.averaged_variables, task, **stops)
+        rows = stopping.evaluate_at(
+            loaded.model, restored.state.averaged_variables, task, **stops, say=tell
+        )
     except ValueError as error:  # of a model that cannot read windows so long
         raise ConfigError(str(error)) from error
     console.print(
@@ -57,7 +61,7 @@ def run(arguments: Arguments) -> int:
         f"{task.test_examples} test examples",
         soft_wrap=True,
     )
-    console.print(run_report.table(rows))
+    run_report.show_rows(rows, console)
     return 0
 
 

@@ -9,7 +9,8 @@ load it takes jax and flatbuffers, neither flax nor jdeq:
     model = jax.jit(jax.export.deserialize(pathlib.Path(FILE).read_bytes()).call)
     outputs = model(inputs)
 
-The inputs are like the run's test examples: images, normalised as those are, or tokens. The outputs
+The inputs are like the run's test examples: tokens; images as ``(pixels - mean) / std``, with what
+is printed and stands in FILE.json under "pixels"; or numbers. The outputs
 are a dict: logits; nfe, residual and status of the solve of each image, or of each token where the
 model solves causally. A model with a memory reads each example without one. Beside the file,
 FILE.json says what is in it and how it scores on the test examples.
@@ -33,8 +34,9 @@ from experiments import run_report, stopping, trained, workdir
 from experiments.build import Run, gives_losses
 from experiments.cli import command
 from experiments.config import ConfigError
-from experiments.task import Task
+from experiments.task import Pixels, Task
 from jdeq.data import Dataset
+from jdeq.layers.convolution import made_for
 from jdeq.training import make_eval_step
 
 _LARGEST = 2**31  # bytes in a file: the offsets inside it have 31 bits
@@ -97,6 +99,7 @@ def run(arguments: Arguments) -> int:
         "jax": jax.__version__,
         "platforms": program.platforms,
         "input": _described(program.in_avals[0]),
+        "pixels": task.pixels and task.pixels._asdict(),
         "outputs": {name: _described(aval) for name, aval in _outputs(program).items()},
         "statuses": {status.value: status.name for status in jdeq.Status},
         "stop": stop,
@@ -113,10 +116,10 @@ def run(arguments: Arguments) -> int:
     )
     shared = rows["live"].keys()  # there is no accuracy where the live model gives losses
     lines = [{"model": name} | {key: rows[name][key] for key in shared} for name in rows]
-    console.print(run_report.table(lines, key="model"))
+    run_report.show_rows(lines, console, key="model")
     if len(rows) == 1:
         console.print(f"not tried: it does not run on this platform, {here}")
-    console.print(_snippet(output, program), markup=False, soft_wrap=True)
+    console.print(_snippet(output, program, task.pixels), markup=False, soft_wrap=True)
     return 0
 
 
@@ -143,7 +146,8 @@ def serialize(
 
     (batch,) = export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, *inputs.shape[1:]), inputs.dtype)
-    return export.export(jax.jit(predict), platforms=platforms)(shape).serialize()
+    with made_for(platforms):
+        return export.export(jax.jit(predict), platforms=platforms)(shape).serialize()
 
 
 class _Loaded(NamedTuple):
@@ -201,14 +205,24 @@ def _described(aval: Any) -> dict[str, Any]:
     return {"shape": shape, "dtype": str(aval.dtype)}
 
 
-def _snippet(output: pathlib.Path, program: export.Exported) -> str:
+def _snippet(output: pathlib.Path, program: export.Exported, pixels: Pixels | None) -> str:
     (inputs,) = program.in_avals
+    images = ""
+    if pixels is not None:
+        mean, std = ([float(f"{value:.7g}") for value in part] for part in pixels[1:])
+        images = (
+            "  import numpy as np\n"
+            f"  mean, std = np.array({mean}), np.array({std})\n"
+            "  inputs = ((pixels - mean) / std).astype(np.float32)"
+            f"  # pixels in 0..{pixels.largest}\n"
+        )
     return (
         "Load it with jax and flatbuffers alone:\n"
         "  import pathlib\n"
         "  import jax.export\n"
         f"  content = pathlib.Path({str(output)!r}).read_bytes()\n"
         "  model = jax.jit(jax.export.deserialize(content).call)\n"
+        f"{images}"
         f"  outputs = model(inputs)  # {inputs} -> {', '.join(_outputs(program))}"
     )
 

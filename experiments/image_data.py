@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.task import Task, fingerprint
+from experiments.task import Pixels, Task, fingerprint
 from jdeq.data import (
     CITYSCAPES,
     IMAGENET,
@@ -113,6 +113,7 @@ class ScenesData:
             test=scenes.test,
             classes=SCENES.classes,
             data=fingerprint(*scenes.train, *scenes.test),
+            pixels=Pixels.of(SCENES),
         )
 
 
@@ -161,6 +162,7 @@ def _read_on_the_way(batches: ImageBatches, scored: OrderedImageBatches, held: i
         test=test,
         scored=scored,
         classes=batches.images.classes,
+        pixels=Pixels.of(batches.images),
         data=fingerprint(
             *_sample(batches.source),
             *_sample(scored.source),

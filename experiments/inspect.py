@@ -60,7 +60,7 @@ def run(arguments: Arguments) -> int:
     notes = page.captions(found)
     for section, grid in grids(found).items():
         console.print()
-        console.print(grid.rich())
+        grid.show(console)
         for warning in notes[section][1:]:
             console.print(f"note: {warning}", soft_wrap=True)
     console.print(f"\n{found.advice}", soft_wrap=True)

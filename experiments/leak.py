@@ -8,6 +8,7 @@ is printed is also kept in leak.json of DIR, for the report; the run itself is l
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from experiments import stopping, trained, workdir
 from experiments.build import Run
-from experiments.cli import command
+from experiments.cli import command, timed
 from experiments.config import ConfigError
 from experiments.provenance import provenance
 from experiments.tables import markdown_of
@@ -52,9 +53,10 @@ def run(arguments: Arguments) -> int:
     variables = restored.state.averaged_variables
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     rows = []
+    tell = timed(functools.partial(console.print, soft_wrap=True))
     for causal in (True, False):
         model = loaded.model.clone(causal=causal)
-        for row in stopping.evaluate_at(model, variables, loaded.task, **stops):
+        for row in stopping.evaluate_at(model, variables, loaded.task, **stops, say=tell):
             options = stopping.stop_options(model, row)
             moved = _moved(loaded, model.clone(**options), variables, arguments.windows)
             moved = {"leak_mean": float(moved.mean()), "leak_max": float(moved.max())}

@@ -5,19 +5,17 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
-from experiments import workdir
+from experiments import tables, workdir
 from experiments.build import Run
 from experiments.provenance import provenance
 from experiments.run_pictures import draw
 from experiments.stopping import evaluate_at
-from experiments.tables import markdown
 from jdeq import plots
 from jdeq.training import TensorBoard, TrainState, read_metrics
 
@@ -36,8 +34,20 @@ COLUMNS = {  # of a measure: its heading and its format, in every table of runs
 }
 
 
+_HARD_STOPS = (
+    "After k: the state after k evaluations of the cell; one more, not counted, measures its "
+    "residual."
+)
+
+
 def write(
-    run: Run, state: TrainState, directory: pathlib.Path, *, train_seconds: float, begin: float
+    run: Run,
+    state: TrainState,
+    directory: pathlib.Path,
+    *,
+    train_seconds: float,
+    begin: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Evaluate, draw, write report.json and report.md into ``directory``; returns the report.
 
@@ -46,12 +56,19 @@ def write(
     Args:
       train_seconds: what training took.
       begin: ``time.perf_counter()`` when all of the run began, for its wall time.
+      say: told what is done next.
     """
     records = read_metrics(directory / workdir.METRICS_FILE)
     loop = run.config.loop
     rows = evaluate_at(
-        run.model, state.averaged_variables, run.task, budgets=loop.budgets, rtols=loop.rtols
+        run.model,
+        state.averaged_variables,
+        run.task,
+        budgets=loop.budgets,
+        rtols=loop.rtols,
+        say=say,
     )
+    say("memory of a step")
     by_kind = {k: [r for r in records if r["kind"] == k] for k in ("train", "spectrum")}
     report = {
         "steps": int(state.step),
@@ -73,6 +90,7 @@ def write(
     if run.implicit:
         radius = by_kind["spectrum"][-1]["spectral_radius_mean"]  # None where it was not finite
         report["spectral_radius_mean"] = math.nan if radius is None else radius
+    say("pictures")
     figures = draw(run, state, records, rows)
     board = TensorBoard(directory / workdir.TENSORBOARD, start_step=report["steps"])
     for name, figure in figures.items():
@@ -96,15 +114,14 @@ def _temporary_mib(run: Run) -> float:
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as a table."""
     console.print(_summary(report))
-    console.print(table(report["test"]))
+    show_rows(report["test"], console)
 
 
-def table(rows: Sequence[dict[str, Any]], *, key: str = "stop") -> Table:
+def show_rows(rows: Sequence[dict[str, Any]], console: Console, *, key: str = "stop") -> None:
     """The rows of `evaluate_at` for the terminal; ``key`` is what tells them apart."""
-    out = Table(*_heads(rows, key))
-    for row in rows:
-        out.add_row(*_cells(row, key))
-    return out
+    tables.show(console, _heads(rows, key), [_cells(row, key) for row in rows])
+    if any("budget" in row for row in rows):
+        console.print(_HARD_STOPS)
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -132,6 +149,8 @@ def _cells(row: dict[str, Any], key: str = "stop") -> list[str]:
 
 def _markdown(report: dict[str, Any], figures: Iterable[str]) -> str:
     lines = ["# Report", "", _summary(report) + ".", "", "Test examples:", ""]
-    lines.append(markdown(_heads(report["test"]), map(_cells, report["test"])))
+    lines.append(tables.markdown(_heads(report["test"]), map(_cells, report["test"])))
+    if any("budget" in row for row in report["test"]):
+        lines += ["", _HARD_STOPS]
     lines += ["", *(f"![{name}]({name}.png)\n" for name in figures)]
     return "\n".join(lines)

@@ -4,10 +4,13 @@ import csv
 import math
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -34,6 +37,28 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def markdown_of(rows: Sequence[dict[str, str]]) -> str:
     """`markdown` of rows that have the headings themselves; nothing for none."""
     return markdown(list(rows[0]), (list(row.values()) for row in rows)) if rows else ""
+
+
+def show(
+    console: Console, heads: Sequence[str], rows: Iterable[Sequence[str]], **options: Any
+) -> None:
+    """Print a table that is as wide as its numbers, also where the console is narrower: headings,
+    and cells beyond 40 characters, are broken between words.
+
+    ``options`` are those of rich's Table.
+    """
+    cells = [[textwrap.fill(cell, 40) for cell in row] for row in rows]
+    table = Table(**options)
+    table.width = 1  # rich's own is the console's: it cuts off the ends of numbers, exponents
+    for index, (head, *column) in enumerate(zip(heads, *cells, strict=True)):
+        lines = [line for cell in column for line in cell.splitlines()]
+        width = max(map(len, [*head.split(), *lines]))
+        justify = "right" if index else "left"
+        table.add_column(textwrap.fill(head, width), justify=justify, min_width=width, no_wrap=True)
+        table.width += width + 3
+    for row in cells:
+        table.add_row(*row)
+    console.print(table, crop=False)
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]], digits: int = 4) -> None:

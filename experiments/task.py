@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jdeq.data import Dataset, OrderedImageBatches
+from jdeq.data import Dataset, ImageSet, OrderedImageBatches
 from jdeq.training import EvalStep, evaluate
 
 
@@ -27,6 +27,21 @@ class TextUnits(NamedTuple):
     unit: Literal["byte", "word", "subword"]
     bytes_per_token: float
     words_per_token: float
+
+
+class Pixels(NamedTuple):
+    """How an image became an input: ``(pixel - mean) / std``, channel by channel."""
+
+    largest: int
+    """White, where 0 is black."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: ImageSet) -> "Pixels":
+        """What `ImageSet.normalise` does to pixels of 0..255."""
+        mean, std = (tuple(255 * value for value in values) for values in (images.mean, images.std))
+        return cls(255, mean, std)
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
@@ -54,6 +69,8 @@ class Task:
     """None where the examples are not text."""
     scored: OrderedImageBatches | None = None
     """What is evaluated in place of ``test`` where that is a part of it: too much to be held."""
+    pixels: Pixels | None = None
+    """None where the examples are not images."""
     segment: int | None = None
     """How much of a test example a model with a memory reads at a time; None: all of it."""
 

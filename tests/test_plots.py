@@ -48,8 +48,10 @@ def test_residual_trace():
     trace[6:, :2] = np.nan  # ended earlier
     trace = np.concatenate([trace, np.full((3, 5), np.nan)])
     ax = Figure().subplots()
+    trace[:, 4] = np.nan  # not finite from the start
     assert plots.residual_trace(trace, ax=ax, rtol=1e-3) is ax
     np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), np.arange(1, 10))
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[:6], np.logspace(0, -4, 9)[:6])
     ax.figure.canvas.draw()
 
 

@@ -6,7 +6,7 @@ Source: two stages of two blocks (He et al. 2016), 3x3 stem, width 16; data, bat
 of digits_mdeq.
 Hardware: 2 CPU cores.
 Time: 22 s of training on one core beside other work, 45 s in all.
-Result: test accuracy 99.16 +- 0.74% (seeds 0 to 2); 42,938 parameters.
+Result: RESULTS.md; 42,938 parameters.
 """
 
 from experiments.config import ExperimentConfig, LoopConfig, OptimizerConfig

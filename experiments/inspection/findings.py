@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments.build import Run
+from experiments.cli import timed
 from experiments.inspection import cheaper, gradients, solves
 from experiments.inspection.cheaper import Setting
 from experiments.inspection.gradients import Gradient, Quality
@@ -52,11 +53,7 @@ def measure(
     say: Callable[[str], None],
 ) -> Findings:
     """Measure everything; ``examples`` are the test examples of curves, spectrum and gradients."""
-    start = time.perf_counter()
-
-    def tell(what: str) -> None:
-        say(f"[{time.perf_counter() - start:4.0f} s] {what}")
-
+    start, tell = time.perf_counter(), timed(say)
     model, task = run.model, run.task
     samples = {}
     for rtol in rtols:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
+from rich.console import Console
 
-from experiments import run_report
+from experiments import run_report, tables
 from experiments.inspection import solves
 from experiments.inspection.findings import Findings
 
@@ -18,14 +18,10 @@ class Grid(NamedTuple):
     heads: list[str]
     rows: list[list[str]]
 
-    def rich(self) -> Table:
-        """For the terminal."""
-        table = Table(*self.heads, title=self.title, title_justify="left", title_style="bold")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    def show(self, console: Console) -> None:
+        """On the terminal."""
+        options = {"title": self.title, "title_justify": "left", "title_style": "bold"}
+        tables.show(console, self.heads, self.rows, **options)
 
 
 def grids(found: Findings) -> dict[str, Grid]:

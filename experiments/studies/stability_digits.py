@@ -72,11 +72,13 @@ WEIGHT_DECAY = Study(
     about="""\
 Figure 8 of the paper in small: there a weight decay of 1e-6 with Adam, here the decoupled one of
 AdamW (times the learning rate, 3e-3 at most) on the digits' MDEQ without the penalty; 0.05 is
-the recipe's.""",
+the recipe's. It acts on kernels alone, as is usual, and the cell does not depend on their scale:
+each is weight-normalised, or a GroupNorm follows. Gains, biases and norms, by which a cell of
+this kind can become less contractive, are not decayed; in the paper's setting they may be.""",
     found="""\
-As in the paper: from no decay to ten times the recipe's the evaluations to 0.001 and the spectral
-radius stay within the spread of the seeds, and so do the residuals; the penalty more than halves
-the evaluations.""",
+From no decay to ten times the recipe's the evaluations to 0.001 and the spectral radius stay
+within the spread of the seeds, and so do the residuals, as decay of what the cell does not depend
+on leaves them; the penalty more than halves the evaluations.""",
     variants=(
         Variant(
             label="weight decay 0",

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
+from matplotlib.ticker import MaxNLocator
 
 from jdeq.plots.parts import finish
 from jdeq.types import require_integer
@@ -33,6 +34,7 @@ def nfe_histogram(nfe: Int[np.ndarray, " images"], *, ax: Axes) -> Axes:
     """How many images took how many evaluations of the cell."""
     values, counts = np.unique(nfe, return_counts=True)
     ax.bar(values, counts, width=0.8, label=f"mean {nfe.mean():.1f}")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax, "images", "evaluations of the cell")
 
 

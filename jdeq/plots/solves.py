@@ -18,7 +18,8 @@ def residual_trace(
     rtol: float | None = None,
     per_step: float | None = None,
 ) -> Axes:
-    """Relative residual by step: the median sample, and the band of 5% to 95% of them.
+    """Relative residual by step: the median sample, and the band of 5% to 95% of them; without
+    samples that have no residual.
 
     Args:
       trace: `jdeq.Solution.trace`; after a sample's end, where it is NaN, its last residual stands.
@@ -30,7 +31,8 @@ def residual_trace(
     trace = trace[: 1 + np.flatnonzero(np.isfinite(trace).any(axis=1)).max(initial=0)]
     for row in range(1, len(trace)):
         trace[row] = np.where(np.isfinite(trace[row]), trace[row], trace[row - 1])
-    low, median, high = np.percentile(trace, [5, 50, 95], axis=1)
+    measured = np.isfinite(trace).any(axis=0)  # not those that were not finite from the start
+    low, median, high = np.percentile(trace[:, measured], [5, 50, 95], axis=1)
     taken = np.arange(1, 1 + len(trace)) * (1 if per_step is None else per_step)
     (line,) = ax.semilogy(taken, median, marker="o", ms=3, label=label)
     ax.fill_between(taken, low, high, color=line.get_color(), alpha=0.2, lw=0)

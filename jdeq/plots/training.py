@@ -5,7 +5,7 @@ Records are those of a run's metrics file (`jdeq.training.read_metrics`): dicts 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -32,11 +32,18 @@ def loss_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
 
 
 def accuracy_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
-    """Error rate in percent over steps, logarithmic: what is left to gain is what shows."""
-    for kind, style in (("train", {"lw": 1.0}), ("test", {"lw": 1.5, "marker": "o", "ms": 3})):
+    """Error rate in percent over steps, logarithmic: what is left to gain is what shows; linear
+    below the smallest error, so that 0 has a place.
+    """
+    errors = []
+    styles: dict[str, Any] = {"train": {"lw": 1.0}, "test": {"lw": 1.5, "marker": "o", "ms": 3}}
+    for kind, style in styles.items():
         steps, values = series(records, kind, "accuracy")
-        error = 100 * (1 - values)
-        ax.semilogy(steps, np.where(error > 0, error, np.nan), label=kind, **style)
+        errors.append(100 * (1 - values))
+        ax.plot(steps, errors[-1], label=kind, **style)
+    errors = np.concatenate(errors)
+    ax.set_yscale("symlog", linthresh=np.min(errors[errors > 0], initial=100.0))
+    ax.set_ylim(bottom=0)
     return finish(ax, "error (%)")
 
 
@@ -68,7 +75,8 @@ def nfe_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
     """Mean evaluations of the cell forward, and products with its Jacobian backward, over steps."""
     for name, label in (("nfe_forward", "forward"), ("nfe_backward", "backward")):
         steps, values = series(records, "train", name)
-        ax.plot(steps, values, label=label, lw=1.0)
+        ax.plot(steps, np.where(values > 0, values, np.nan), label=label, lw=1.0)
+    _mark_unsolved(records, ax)
     ax.set_ylim(0, 1.08 * ax.get_ylim()[1])  # a budget that is always spent is a line at the top
     return finish(ax, "evaluations a sample")
 
@@ -78,7 +86,16 @@ def residual_curve(records: Sequence[Record], *, ax: Axes) -> Axes:
     for name, label in (("residual_max", "forward"), ("residual_backward", "backward")):
         steps, values = series(records, "train", name)
         ax.semilogy(steps, np.where(values > 0, values, np.nan), label=label, lw=1.0)
+    _mark_unsolved(records, ax)
     return finish(ax, "largest relative residual")
+
+
+def _mark_unsolved(records: Sequence[Record], ax: Axes) -> None:
+    """Shade the steps before the first backward solve, if there is one later: a pre-training."""
+    steps, products = series(records, "train", "nfe_backward")
+    first = np.argmax(products > 0) if (products > 0).any() else 0
+    if first:
+        ax.axvspan(0, steps[first - 1], color="0.92", lw=0, label="pre-training, not solved")
 
 
 def spectral_radius_curve(records: Sequence[Record], *, ax: Axes) -> Axes:

@@ -10,9 +10,11 @@ import jax.export
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn import datasets
 
 from experiments import export, stopping, trained, workdir
 from experiments.build import build
+from experiments.config_files import read_config
 from experiments.train import parse
 from jdeq.training import Checkpoints
 
@@ -121,6 +123,20 @@ def test_images_to_a_tolerance(images, tmp_path, capsys):
     assert facts["outputs"]["logits"] == {"shape": ["batch", 10], "dtype": "float32"}
     assert facts["test"]["file"]["converged"] == 1
     assert "accuracy" in facts["test"]["file"]
+
+
+@pytest.mark.xdist_group("export")
+def test_what_is_printed_makes_inputs_of_images(images, tmp_path, capsys):
+    assert export.main(["--workdir", str(images), "--output", str(tmp_path / "model")]) == 0
+    printed = capsys.readouterr().out
+    code = printed[printed.index("  import pathlib") :].splitlines()
+    names = {"pixels": datasets.load_digits().images[..., None]}
+    exec("\n".join(line.strip() for line in code), names)
+    inputs, test = names["inputs"], build(read_config(images / workdir.CONFIG_FILE)).task.test
+    for image, label in zip(test.inputs[:20], test.labels[:20], strict=True):
+        (same,) = np.flatnonzero(np.abs(inputs - image).max(axis=(1, 2, 3)) < 1e-6)
+        assert datasets.load_digits().target[same] == label
+    assert names["outputs"]["logits"].shape == (1797, 10)
 
 
 @pytest.mark.slow  # with the compiler as users have it: the quick one rounds further apart
