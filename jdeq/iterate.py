@@ -248,12 +248,13 @@ def iterate(
     if not from_zero:
         progress = observe(progress, progress.state)
     if unroll:
-        body = jax.checkpoint(advance) if checkpoint else advance
 
-        def scanned(p, _):
-            return lax.cond(unfinished(p), body, lambda p: p, p) if tested else body(p), None
+        def advance_if_any(p: Progress) -> Progress:
+            return lax.cond(unfinished(p), advance, lambda p: p, p) if tested else advance(p)
 
-        progress, _ = lax.scan(scanned, progress, None, length=max_steps - 1)
+        # Around the conditional: inside it what it captures, the parameters too, is kept each time.
+        body = jax.checkpoint(advance_if_any) if checkpoint else advance_if_any
+        progress, _ = lax.scan(lambda p, _: (body(p), None), progress, None, length=max_steps - 1)
     elif tested and not closing:
         progress = finish(progress, f, None, smaller)
     elif tested:

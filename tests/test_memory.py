@@ -54,6 +54,26 @@ def test_memory_of_unrolled_grows_and_checkpointing_saves_activations():
     assert many > 4 * few
 
 
+@pytest.mark.parametrize("solver", [jdeq.Picard(), jdeq.Reversible()], ids=repr)
+def test_a_checkpointed_step_keeps_states_alone(solver):
+    """A state has 4 KiB, the parameters have 256."""
+    x = jnp.ones((4, 256))
+
+    def needed(steps):
+        def loss(w):
+            return jnp.sum(
+                jdeq.fixed_point(
+                    lambda w, z, x: jnp.tanh(z @ w + x), w, 0 * x, x,
+                    solver=solver, gradient=jdeq.Unrolled(), rtol=1e-5, max_steps=steps,
+                ).z
+            )  # fmt: skip
+
+        compiled = jax.jit(jax.grad(loss)).lower(jnp.zeros((256, 256))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(60) - needed(20) <= 40 * 6 * x.nbytes
+
+
 def _rows(params, z, x):
     """Problem A with its matrices stored as they are multiplied: a transpose costs XLA a buffer."""
     return jnp.tanh(z @ params["w"] + x @ params["u"] + params["b"])
