@@ -93,17 +93,17 @@ def connect() -> None:
 
 
 def _wait(started: list[subprocess.Popen]) -> int:
-    deadline = None
+    deadline, first = None, 0
     while any(process.poll() is None for process in started):
         failed = [process for process in started if process.poll()]
         if failed and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
+            first = failed[0].returncode  # what the others then die of is not the reason
         if deadline is not None and time.monotonic() > deadline:
             for process in started:
                 process.kill()
         time.sleep(0.05)
-    codes = [process.returncode for process in started if process.returncode]
-    return codes[0] if codes else 0
+    return first or next((p.returncode for p in started if p.returncode), 0)
 
 
 def _free_port() -> int:

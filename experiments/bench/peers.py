@@ -44,6 +44,7 @@ def jaxopt_entries(jaxopt: Any) -> list[Entry]:
         return build
 
     gmres, bicgstab = (partial(s, tol=1e-5) for s in (linear.solve_gmres, linear.solve_bicgstab))
+    looser = partial(linear.solve_bicgstab, tol=1e-4)
     anderson, iteration = jaxopt.AndersonAcceleration, jaxopt.FixedPointIteration
     return [
         Entry(name="jaxopt Picard, default", build=fixed_point(iteration)),
@@ -56,6 +57,11 @@ def jaxopt_entries(jaxopt: Any) -> list[Entry]:
         Entry(
             name="jaxopt Anderson ridge 1e-8, bicgstab",
             build=fixed_point(anderson, ridge=1e-8, implicit_diff_solve=bicgstab),
+        ),
+        Entry(
+            name="jaxopt Anderson ridge 1e-8, bicgstab 1e-4",
+            build=fixed_point(anderson, ridge=1e-8, implicit_diff_solve=looser),
+            forward=False,
         ),
         Entry(
             name="jaxopt Broyden step 1, history 30, bicgstab",

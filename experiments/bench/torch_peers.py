@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.bench.entries import HAND_WRITTEN
 from experiments.bench.harness import Case
-from experiments.bench.problems import RTOL, Problem, tanh_map
+from experiments.bench.problems import REACHED, RTOL, Problem, tanh_map
 
 NAME = "torchdeq"
 SOLVERS: dict[str, tuple[str, str, dict[str, float]]] = {
@@ -52,9 +52,11 @@ def calls(problem: Problem, name: str, rtol: float, counts: dict[str, int]) -> d
     )  # fmt: skip
 
     def solve(params, z0, x):
+        entering = x @ params["u"].T + params["b"]  # once, as XLA has it for the others
+
         def f(z):
             counts["evaluations"] += 1
-            return torch.tanh(z @ params["w"].T + x @ params["u"].T + params["b"])
+            return torch.tanh(z @ params["w"].T + entering)
 
         return deq(f, z0, solver_kwargs=dict(options))[0][-1]
 
@@ -122,7 +124,7 @@ def tightened(problem: Problem, name: str, args: tuple) -> float | None:
         counts = {"evaluations": 0}
         rtol = RTOL * 0.75**power
         z = calls(problem, name, rtol, counts)["forward"](*args)
-        if problem.known.residual(z.numpy())["residual_worst_sample"] <= RTOL:
+        if problem.known.residual(z.numpy())["residual_worst_sample"] <= REACHED:
             return rtol
         if counts["evaluations"] >= budget(problem, SOLVERS[name][0]):
             return None

@@ -5,7 +5,7 @@ python -m experiments.train cifar10_mdeq --workdir runs/cifar10_mdeq --data.data
 Source: Bai, Koltun and Kolter (2020), by their released cls_mdeq_LARGE.yaml: 32-64-128-256
 channels, dropout 0.3, 18 evaluations forward and 20 backward by Broyden, Adam at 1e-3 with a
 cosine, 220 epochs in batches of 128 (390 steps each), 20,000 steps of pre-training by 10 layers.
-Deviations: the pixels' std, see jdeq/data/images.py; no betas are set here (0.9, 0.999); the last,
+Deviations: no betas are set here (0.9, 0.999); the last,
 partial batch of an epoch is left out (there it is the 391st step); the cosine ends at 0 (there at
 1e-6); BatchNorm's statistics are those of the whole batch (there of a device's share of it).
 Hardware: four GPUs in the paper; not run here, where the set cannot be downloaded.

@@ -8,7 +8,7 @@ steps an epoch), 16,000 steps of pre-training by 8 layers, no penalty after 90 e
 Table 4 has another recipe: widths 28-56-112-224, dropout 0.25, 7 and 8 evaluations, gamma 0.5 on 5%
 of the steps, 200 epochs. Deviations: on the steps that compute the penalty the published code draws
 the forward budget from 2 below to 1 above; here it is always the same; those of cifar10_mdeq in
-pixels, epoch (521 steps there) and cosine; BatchNorm's are the same, the file names one device.
+epoch (521 steps there) and cosine; BatchNorm's are the same, the file names one device.
 Hardware: one GPU in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: 93.1% in the paper with 6 evaluations and 10M parameters (11.1M by the released

@@ -7,7 +7,7 @@ channels, dropout 0.25, 18 evaluations forward and 20 backward by Broyden, Adam 
 cosine, weight decay 2.5e-6, 50 epochs in batches of 128 (390 steps each), 3,000 steps of
 pre-training by 10 layers. Deviations: the weight decay is decoupled and of kernels only, whose
 scale weight and group norms take out of the cell: there it acts on the step size alone; those of
-cifar10_mdeq in pixels, epoch (391 steps there), cosine and BatchNorm.
+cifar10_mdeq in epoch (391 steps there), cosine and BatchNorm.
 Hardware: two GPUs in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: 170K parameters in the paper (159K by the released file, and here), whose accuracy is not in

@@ -3,7 +3,7 @@
 python -m experiments.train cityscapes_mdeq_large --workdir runs/cityscapes --data.data-dir DIR
 
 Source: as cityscapes_mdeq_small, by the released seg_mdeq_LARGE.yaml: 80-160-320-640 channels,
-dropout 0.03, weight decay 3e-4. Deviations as there.
+dropout 0.03, weight decay 3e-4. Deviations as there, but for the start: this file's is random too.
 Hardware: four GPUs in the paper; not run here, where the set cannot be downloaded.
 Time: not measured.
 Result: the paper's mean IoU is not in the sources that this was written from.

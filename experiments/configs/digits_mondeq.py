@@ -3,8 +3,8 @@
 python -m experiments.train digits_mondeq --workdir runs/mondeq
 
 Source: the convolutional single-tier model of Winston and Kolter (2020), Peaceman-Rachford
-splitting with step 1, tolerance 1e-2 and Adam as in their experiments, at the size of the digits:
-24 channels, pooling by 2.
+splitting with step 1, tolerance 1e-2 and Adam as in their experiments (at 3e-3 with a warm-up and a
+cosine; 1e-3 in steps there), at the size of the digits: 24 channels, pooling by 2.
 Hardware: 2 CPU cores.
 Time: 40 s of training on one core beside other work, 80 s in all.
 Result: test accuracy 98.06 +- 1.21% at a tolerance of 1e-2, which takes 5.0 evaluations forward and

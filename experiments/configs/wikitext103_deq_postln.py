@@ -6,9 +6,8 @@ DATA holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens.
 Source: the published script of Bai, Kolter and Koltun (2019) and its successor: width 700, 48000
 hidden units, segments of 150 and a memory as long, Anderson forward and Broyden backward with 30
 and 35 evaluations, Adam at 2.5e-4 with a cosine over 300,000 steps of 56 segments, 16,000 of
-warm-up, 32,000 of pre-training by two weight-tied layers. Budgets vary by 2 from step to step; how
-much the script varies them is not in the text that this was written from. Evaluated on windows of
-1500 tokens, each from an empty memory, where the published evaluation goes on through the text.
+warm-up, 32,000 of pre-training by two weight-tied layers. Evaluated on windows of 1500 tokens, each
+from an empty memory, where the published evaluation goes on through the text.
 Hardware: 4 GPUs in the paper; not run here, where the text cannot be downloaded.
 Time: not measured.
 Result: 24.0 perplexity a word in the paper with 30 evaluations, 29.2 after 12; 97.7M parameters.
@@ -45,6 +44,5 @@ CONFIG = ExperimentConfig(
         spectrum_every=10_000,
         spectrum_examples=1,
         budgets=(12, 30),
-        budget_jitter=2,
     ),
 )

@@ -3,7 +3,8 @@
 python -m experiments.train wikitext103_deq_preln_jr --workdir runs/preln_jr --data.directory DATA
 
 Source: the published script of Bai, Koltun and Kolter (2021): as wikitext103_deq_postln_jr, but
-pre-norm, 14 evaluations each way, gamma 2.0 on 0.4 of the steps, 0.1 more every 30,000.
+pre-norm, 14 evaluations each way, gamma 2.0 on 0.4 of the steps, 0.1 more every 30,000 (first at
+step 62,000, there at 60,000).
 Hardware: 4 GPUs in the paper; not run here, where the text cannot be downloaded.
 Time: not measured.
 Result: 24.5 perplexity a word in the paper with 14 evaluations.

@@ -136,6 +136,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         return {
             "evaluations_of_a_step": one.evaluations,
             "step_seconds": one.step_seconds,
+            "evaluation_seconds": one.evaluation_seconds,
             "evaluations_to_rtol_median": np.median(needed),
             "share_within_rtol": np.isfinite(needed).mean(),
             "residual_median_by_evaluation": [middle(row) for row in one.trace],

@@ -61,8 +61,9 @@ def captions(found: Findings) -> dict[str, list[str]]:
     whole = " (a window, of whose positions the largest)" if about["causal"] else ""
     notes = {
         "samples": [
-            f"Each {noun} of the test set is solved by {about['solver']} until its relative "
-            f"residual ||f(z) - z|| / ||f(z)|| is at most rtol, in {stopping.TOLERANCE_STEPS} "
+            f"Each {noun} of the test set (of what of it is held in memory) is solved by "
+            f"{about['solver']} until its relative residual ||f(z) - z|| / ||f(z)|| is at most "
+            f"rtol, in {stopping.TOLERANCE_STEPS} "
             "evaluations at most. Left: how many evaluations of the cell (nfe) that takes. Right: "
             "the residual of the state that is returned; what lies right of its dashed line was "
             "not solved."

@@ -90,11 +90,13 @@ class Curve(NamedTuple):
         (row 0: one), NaN before the first and where it is not finite.
       evaluations: mean of a step after the first.
       step_seconds: of a step of all samples together on this machine, the first included.
+      evaluation_seconds: that time over the mean evaluations of all steps.
     """
 
     trace: Float[np.ndarray, "evaluations samples"]
     evaluations: float
     step_seconds: float
+    evaluation_seconds: float
 
 
 def solvers_of(run_solver: Solver, beta: float | None) -> dict[str, Solver]:
@@ -144,7 +146,9 @@ def curve(cell: Cell, solver: Solver, *, evaluations: int = EVALUATIONS) -> Curv
     residual, cost = (np.asarray(a).reshape(steps, -1) for a in compiled(*args))
     seconds = timed(lambda: compiled(*args))
     mean = float(cost[1:].mean()) if steps > 1 else float(cost.mean())
-    return Curve(by_evaluation(residual, cost, evaluations), mean, seconds / steps)
+    taken = float(cost.sum(axis=0).mean())
+    trace = by_evaluation(residual, cost, evaluations)
+    return Curve(trace, mean, seconds / steps, seconds / taken)
 
 
 def by_evaluation(

@@ -70,7 +70,7 @@ def _solvers(found: Findings) -> Grid:
             f"{np.median(last):.1e}",
             f"{curve.evaluations:.1f}",
             _ms(milliseconds),
-            _ms(milliseconds / curve.evaluations),
+            _ms(1e3 * curve.evaluation_seconds),
         ])  # fmt: skip
     return Grid("Solvers", heads, rows)
 

@@ -295,7 +295,7 @@ def found():
             1e-2: Samples(np.array([3, 3, 9]), np.array([0.0, 1e-3, 0.2]), np.array([0, 0, 1]))
         },
         spectrum=spectrum,
-        curves={"Picard": Curve(trace, 1.0, 1e-3)},
+        curves={"Picard": Curve(trace, 1.0, 1e-3, 1e-3)},
         reference=gradient(30, 20),
         reference_by="S<T> in float64",
         rules={
