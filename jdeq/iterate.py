@@ -248,12 +248,14 @@ def iterate(
     if not from_zero:
         progress = observe(progress, progress.state)
     if unroll:
+        step = jax.checkpoint(advance) if checkpoint else advance
 
-        def advance_if_any(p: Progress) -> Progress:
-            return lax.cond(unfinished(p), advance, lambda p: p, p) if tested else advance(p)
+        def step_if_any(p: Progress) -> Progress:
+            return lax.cond(unfinished(p), step, lambda p: p, p) if tested else step(p)
 
-        # Around the conditional: inside it what it captures, the parameters too, is kept each time.
-        body = jax.checkpoint(advance_if_any) if checkpoint else advance_if_any
+        # Around the conditional too, which keeps what its branch captures, the parameters, each
+        # time; and inside, or activations pass out of it: a third more time.
+        body = jax.checkpoint(step_if_any) if checkpoint and tested else step_if_any
         progress, _ = lax.scan(lambda p, _: (body(p), None), progress, None, length=max_steps - 1)
     elif tested and not closing:
         progress = finish(progress, f, None, smaller)
