@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
     loaded, restored = trained.load(arguments.workdir, console, best=arguments.best)
     stops = trained.stops(loaded, arguments.budgets, arguments.rtols)
     task = _task(loaded, arguments)
-    tell = timed(functools.partial(console.print, soft_wrap=True))
+    tell = timed(functools.partial(Console(stderr=True, highlight=False).print, soft_wrap=True))
     try:
         rows = stopping.evaluate_at(
             loaded.model, restored.state.averaged_variables, task, **stops, say=tell
