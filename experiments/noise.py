@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
     if not loaded.implicit:
         raise ConfigError("workdir must hold a run of a model with an equilibrium")
     exact, _, residual = gradients(loaded, restored.state, REFERENCE, arguments)
-    noise, signal = spread(exact)
+    noise, signal = noise_and_signal(exact)
     length = np.linalg.norm(exact.mean(0))
     rows = []
     for rtol in arguments.rtols:
@@ -78,7 +78,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def spread(gradients: np.ndarray) -> tuple[float, float]:
+def noise_and_signal(gradients: np.ndarray) -> tuple[float, float]:
     """How far a batch's gradient is from the mean gradient, root mean square, and how long that one
     is; 0 where the mean of these [batches, parameters] is no longer than chance makes it.
     """

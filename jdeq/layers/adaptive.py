@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jdeq import tree
 from jdeq.layers.weight_norm import Initializer
 from jdeq.types import require_integer
 
@@ -90,7 +91,7 @@ class AdaptiveEmbedding(nn.Module):
 
         Cost: all tables times h; the result has ``vocab_size`` numbers for each h.
         """
-        h = _wide(h)
+        h = h.astype(tree.accumulator(h))
         head = self._head(h)
         size = self.clusters[0][1]
         parts = [head[..., :size]]
@@ -140,7 +141,7 @@ class AdaptiveEmbedding(nn.Module):
         return jnp.zeros_like(losses).at[order].set(losses).reshape(shape)
 
     def _block_losses(self, h, labels):
-        h = _wide(h)
+        h = h.astype(tree.accumulator(h))
         head, size = self._head(h), self.clusters[0][1]
         total = jnp.where(labels < size, _pick(head, labels), jnp.nan)
         for c in range(1, len(self.clusters)):
@@ -184,10 +185,6 @@ class AdaptiveEmbedding(nn.Module):
                 f"{self.divisor ** len(self.cutoffs)}, to leave each cluster a dimension; "
                 f"got {self.width}"
             )
-
-
-def _wide(h: Array) -> Array:
-    return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 
 def _pick(log_probs: Float[Array, "block tokens"], at: Int[Array, " block"]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,22 +51,16 @@ def loop_conv(
     other = numbers != channels_last or dilated or feature_group_count != 1
     platforms = set(_platforms.get() or (jax.default_backend(),))
 
-    def native(lhs, rhs):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count=feature_group_count,
-            precision=precision,
-        )
-
-    def patches(lhs, rhs):
-        return _by_patches(lhs, rhs, window_strides, padding, precision)
-
+    taken = {"window_strides": window_strides, "padding": padding, "precision": precision}
+    native = functools.partial(
+        lax.conv_general_dilated,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        **taken,
+    )
+    patches = functools.partial(_by_patches, **taken)
     if other or "cpu" not in platforms:
         return native(lhs, rhs)
     if platforms == {"cpu"}:

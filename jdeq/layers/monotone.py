@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PyTree
 
+from jdeq import tree
 from jdeq.layers.convolution import loop_conv
 
 Product = Callable[[Any, PyTree], PyTree]
@@ -85,13 +86,9 @@ def _check_step(splitting: Any) -> None:
 
 def resolvent(weights: Array, step: float) -> Array:
     """``V = (I + a (I - W))^-1`` for matrices W in the last two axes."""
-    wide = _wide(weights)  # LAPACK has no half precision
+    wide = weights.astype(tree.accumulator(weights))  # LAPACK has no half precision
     eye = jnp.eye(weights.shape[-1], dtype=wide.dtype)
     return jnp.linalg.inv((1.0 + step) * eye - step * wide).astype(weights.dtype)
-
-
-def _wide(a: Array) -> Array:
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def monotone_matrix(a: Array, b: Array, margin: float) -> Array:
@@ -123,7 +120,7 @@ def transfer(
             "jdeq.layers.transfer: sides must be at least those of the kernel, "
             f"{(rows, columns)}; got {sides}"
         )
-    kernel = _wide(kernel)  # a Fourier transform has no half precision
+    kernel = kernel.astype(tree.accumulator(kernel))  # a Fourier transform has no half precision
     padded = jnp.zeros((*sides, *kernel.shape[2:]), kernel.dtype)
     padded = padded.at[:rows, :columns].set(kernel)
     centred = jnp.roll(padded, (-(rows // 2), -(columns // 2)), axis=(0, 1))
@@ -135,7 +132,7 @@ def circular_product(
     w: Complex[Array, "height frequencies n n"], z: Float[Array, "batch height width n"]
 ) -> Float[Array, "batch height width n"]:
     """``W z`` for a circular convolution given by its `transfer` matrices."""
-    spectrum = jnp.fft.rfft2(_wide(z), axes=(1, 2))
+    spectrum = jnp.fft.rfft2(z.astype(tree.accumulator(z)), axes=(1, 2))
     spectrum = jnp.einsum("hwoi,bhwi->bhwo", w, spectrum)
     return jnp.fft.irfft2(spectrum, s=z.shape[1:3], axes=(1, 2)).astype(z.dtype)
 
