@@ -57,10 +57,10 @@ def fixed_point(
 
     Under ``vmap`` the mapped axis is one more axis of samples: solves with ``batch_ndim=0``,
     mapped, are those of the batch and take as long. JAX maps the loop, which takes longer, with
-    ``compact``, ``Unrolled`` and ``Jaxopt``, in the reverse pass of ``ReversibleGradient``, where f
-    has effects or collectives or says how values lie on a mesh, and where lanes are split over an
-    explicit mesh axis. The automatic checks of ``checkify`` do not look into a solve: check f by
-    itself.
+    ``compact``, ``Unrolled`` and ``jdeq.solvers.jaxopt.Jaxopt``, in the reverse pass of
+    ``ReversibleGradient``, where f has effects or collectives or says how values lie on a mesh, and
+    where lanes are split over an explicit mesh axis. The automatic checks of ``checkify`` do not
+    look into a solve: check f by itself.
 
     Args:
       f: a pure map ``f(params, z, x) -> z`` that treats samples separately. It may capture traced

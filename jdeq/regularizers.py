@@ -139,6 +139,7 @@ def fixed_point_correction(
     the map to be useful on the way.
 
     Args:
+      f, params, z0, x: as in :func:`jdeq.fixed_point`.
       loss: scalar loss of a state.
       steps: evaluations of f, >= 1.
       every: a loss at every ``every``-th state and the last, >= 1.

@@ -17,8 +17,10 @@ IGNORED = -1
 class Dataset(NamedTuple):
     """Labelled examples in memory; also one batch of them.
 
-    Images have one label each; a row of tokens has one for every token, the token after it. Labels
-    of a regression are numbers.
+    Attributes:
+      inputs: images, rows of features, or rows of tokens; the first axis counts examples.
+      labels: one of each image; of a row of tokens one for every token, the token after it; of a
+        regression a number of each example.
     """
 
     inputs: (

@@ -19,7 +19,7 @@ CHUNK_CHARACTERS = 1 << 20
 
 
 class PerSplit(NamedTuple):
-    """One number a split."""
+    """One number for each of the splits ``train``, ``valid`` and ``test``."""
 
     train: float
     valid: float

@@ -8,11 +8,16 @@ from jdeq.data.batches import Dataset
 
 
 class Digits(NamedTuple):
-    """Train and test split, both standardised as ``(pixel - mean) / std``."""
+    """Train and test split, both standardised as ``(pixel - mean) / std``.
+
+    Attributes:
+      train, test: the `Dataset` of each.
+      mean, std: of the training pixels.
+    """
 
     train: Dataset
     test: Dataset
-    mean: float  # of the training pixels
+    mean: float
     std: float
 
     @property

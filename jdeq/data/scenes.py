@@ -18,7 +18,7 @@ SCENES = ImageSet(name="scenes", mean=(0.29, 0.29, 0.29), std=(0.22, 0.22, 0.22)
 
 
 class Scenes(NamedTuple):
-    """Train and test split, normalised."""
+    """The `Dataset` of the ``train`` and the ``test`` split, normalised."""
 
     train: Dataset
     test: Dataset

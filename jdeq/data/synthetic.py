@@ -12,11 +12,16 @@ NOISE = 0.05
 
 
 class Synthetic(NamedTuple):
-    """Train and test split; the labels are ``(y - mean) / std``, the inputs x itself."""
+    """Train and test split; the labels are ``(y - mean) / std``, the inputs x itself.
+
+    Attributes:
+      train, test: the `Dataset` of each.
+      mean, std: of the training y.
+    """
 
     train: Dataset
     test: Dataset
-    mean: float  # of the training y
+    mean: float
     std: float
 
     def standardised_curve(self, x: Float[np.ndarray, " *n"]) -> Float[np.ndarray, " *n"]:

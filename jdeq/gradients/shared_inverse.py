@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import PyTree
 
 from jdeq import tree
@@ -63,6 +64,8 @@ class SharedInverse(TangentRule):
         def backward(ct):
             transposed = at.transpose(operator)
             w = solve(transposed, ct, True)
+            if probe is None or isinstance(probe, SymbolicZero):
+                return w, None  # and no product for its residual
             image = tree.add(transposed(w), ct)
             residual = tree.relative(image, w, ndim)
             return w, report(jnp.full_like(residual, self.refine + 1, jnp.int32), residual, probe)

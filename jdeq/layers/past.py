@@ -10,11 +10,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Past(NamedTuple):
-    """Keys and values of the positions before a sequence, the latest last."""
+    """Keys and values of the positions before a sequence, the latest last.
+
+    Attributes:
+      keys, values: float[batch, past, heads, depth].
+      filled: int[batch], how many of them there are, the last ones; None: all.
+    """
 
     keys: Float[Array, "batch past heads depth"]
     values: Float[Array, "batch past heads depth"]
-    filled: Int[Array, " batch"] | None  # how many of them there are, the last ones; None: all
+    filled: Int[Array, " batch"] | None
 
 
 def visible(length: int, past: Past | None) -> Bool[Array, "1|batch 1 length keys"]:

@@ -75,10 +75,15 @@ def rotate(
 
 
 class DecoderInjection(NamedTuple):
-    """The x of a `DecoderCell`."""
+    """The x of a `DecoderCell`.
+
+    Attributes:
+      token: float[batch, length, width], the embedded tokens.
+      past: keys, rotated, and values of the positions before; None: nothing stands there.
+    """
 
     token: Float[Array, "batch length width"]
-    past: Past | None  # the keys rotated; None: nothing stands before
+    past: Past | None
 
 
 class DecoderCell(nn.Module):
@@ -141,6 +146,7 @@ class DecoderDEQLM(EquilibriumModel):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a window as one sample.
       dtype: of the computation and the state; None: that of the parameters.

@@ -100,7 +100,12 @@ class TransformerBlock(nn.Module):
 
 
 class Injection(NamedTuple):
-    """The x of a `DEQTransformerCell`."""
+    """The x of a `DEQTransformerCell`.
+
+    Attributes:
+      u: float[batch, length, 3 width], added to queries, keys and values.
+      past: keys and values of the positions before.
+    """
 
     u: Float[Array, "batch length 3*width"]
     past: Past
@@ -146,6 +151,7 @@ class DEQTransformerLM(EquilibriumModel):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a segment as one sample.
       dtype: of the computation and the state; None: that of the parameters.

@@ -88,13 +88,20 @@ class Decoding(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What `generate` returns."""
+    """What `generate` returns.
 
-    tokens: Int[Array, "batch steps"]  # after the stop token: that token
-    log_probs: Float[Array, "batch steps"]  # in nats, under the model itself; 0 after the stop
-    nfe: Int[Array, "batch steps"]  # evaluations of the solves, 0 after the stop; the first is the
-    # largest of the prompt's, without a cache all are the largest of the text's
-    status: Int[Array, "batch steps"]  # of the solves, a `jdeq.Status`, the worst likewise
+    Attributes:
+      tokens: int[batch, steps]; after the stop token: that token.
+      log_probs: float[batch, steps], in nats, under the model itself; 0 after the stop.
+      nfe: int[batch, steps], evaluations of the solves, 0 after the stop; the first is the largest
+        of the prompt's, without a cache all are the largest of the text's.
+      status: int[batch, steps], of the solves, a `jdeq.Status`, the worst likewise.
+    """
+
+    tokens: Int[Array, "batch steps"]
+    log_probs: Float[Array, "batch steps"]
+    nfe: Int[Array, "batch steps"]
+    status: Int[Array, "batch steps"]
 
 
 def start(

@@ -33,6 +33,7 @@ class MDEQSegmenter(EquilibriumModel):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       dtype: of the computation and the state; None: that of the parameters and images. Parameters
         and logits are float32.
     """

@@ -113,6 +113,7 @@ class MonDEQ(EquilibriumModel):
       splitting: the map whose fixed point is z*; None: PeacemanRachford, or ForwardBackward with a
         step of 1/4 for several tiers.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
     """
 
     config: MonDEQConfig

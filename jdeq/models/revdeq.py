@@ -128,6 +128,7 @@ class RevDEQ(EquilibriumModel):
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``, for every
         stage.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       dtype: of the computation and the state; None: that of the parameters and images.
     """
 

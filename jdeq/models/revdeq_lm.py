@@ -104,6 +104,7 @@ class RevDEQLM(EquilibriumModel):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a window as one sample.
       dtype: of the computation and the state; None: that of the parameters.

@@ -78,6 +78,7 @@ class ScalarDEQ(EquilibriumModel):
     Args:
       config: the architecture.
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``.
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
     """
 
     config: ScalarDEQConfig

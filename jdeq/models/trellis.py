@@ -48,12 +48,16 @@ def _bias(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 class TrellisInjection(NamedTuple):
-    """The x of a `TrellisCell`."""
+    """The x of a `TrellisCell`.
+
+    Attributes:
+      gates: ``W_x [x_{t-d}; x_t]``, float[batch, length, 4 width], one a dilation, in the order of
+        the gates i, o, f, g.
+      before: what each step of the cycle read at the positions before; None: nothing stands before.
+    """
 
     gates: tuple[Float[Array, "batch length 4*width"], ...]
-    """``W_x [x_{t-d}; x_t]``, one a dilation, in the order of the gates i, o, f, g."""
     before: tuple[State, ...] | None
-    """What each step of the cycle read at the positions before; None: nothing stands before."""
 
 
 class TrellisCell(nn.Module):
@@ -123,6 +127,7 @@ class DEQTrellisNet(EquilibriumModel):
       solver, gradient, rtol, atol, max_steps, test_every: those of ``jdeq.fixed_point``. The map
         being nearly triangular in time, plain Picard needs the fewest evaluations here (3.7 for
         Anderson's 4.2 and Broyden's 4.1 on the copy memory task).
+      penalty: that of `jdeq.linen.DEQ`; None: `jdeq.jacobian_penalty`.
       causal: each position stops, and is counted, for itself, so that no output depends on a later
         token at any budget; False takes a sequence as one sample.
       dtype: of the computation and the state; None: that of the parameters.

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Record = dict[str, Any]
+"""Measures of a moment of training by name, a line of a run's metrics."""
 QUALITIES = {
     "accuracy": (100, "accuracy (%)"),
     "mean_iou": (100, "mean IoU (%)"),

@@ -33,7 +33,7 @@ class Broyden(Solver):
       history: number of steps kept, >= 2.
     Raises:
       ValueError: when built, if ``history`` < 2.
-    Cost: one evaluation of f a step; history + 3 copies of z; a step reads the history twice.
+    Cost: one evaluation of f a step; history + 2 copies of z; a step reads the history twice.
     Source: Broyden (1965), Math. Comp. 19, 577-593; stored by steps alone as in Kelley (1995),
       Iterative Methods for Linear and Nonlinear Equations, section 7.3. Deviation: the products
       over steps are written as two matrix products through their Gram matrix.

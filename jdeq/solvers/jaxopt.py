@@ -50,8 +50,8 @@ class Jaxopt(Solver):
     def __post_init__(self):
         if not callable(self.build):
             raise TypeError(
-                "jdeq.Jaxopt: build must be a function from the map to a jaxopt solver; "
-                f"got {self.build!r}"
+                "jdeq.solvers.jaxopt.Jaxopt: build must be a function from the map to a jaxopt "
+                f"solver; got {self.build!r}"
             )
 
     def init(self, f: Map, z: PyTree, *, ndim: int) -> JaxoptState:
@@ -63,7 +63,8 @@ class Jaxopt(Solver):
         solver = self.build(f)
         if not isinstance(solver, IterativeSolver):
             raise TypeError(
-                f"jdeq.Jaxopt: build must return an iterative jaxopt solver; got {solver!r}"
+                "jdeq.solvers.jaxopt.Jaxopt: build must return an iterative jaxopt solver; "
+                f"got {solver!r}"
             )
         z, info = solver.run(state.fz)
         return JaxoptState(z, f(z), info.num_fun_eval.astype(jnp.int32) + 1)

@@ -27,11 +27,17 @@ class CheckpointError(RuntimeError):
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back."""
+    """A checkpoint read back.
+
+    Attributes:
+      state: what was saved.
+      extra: the JSON that was saved beside it.
+      damaged: steps of newer checkpoints that could not be read, newest first.
+    """
 
     state: TrainState
-    extra: dict[str, Any]  # the JSON that was saved beside it
-    damaged: tuple[int, ...]  # newer checkpoints that could not be read, newest first
+    extra: dict[str, Any]
+    damaged: tuple[int, ...]
 
 
 class Checkpoints:

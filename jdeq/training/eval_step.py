@@ -17,13 +17,20 @@ PyTree = Any
 
 
 class Evaluation(NamedTuple):
-    """One entry a label for the first four; one a sample, or a position where the model solves
-    causally, for the others.
+    """What a batch gives under a model.
+
+    Attributes:
+      loss_nats: float[*labels], of each label.
+      correct: bool[*labels]; None where the model gives losses only.
+      counted: bool[*labels], False where the label is `jdeq.data.IGNORED`.
+      predicted: int[*labels], the most probable label; None where ``correct`` is.
+      nfe, residual, status: [*samples], as in `jdeq.SolverStats`; one entry a sample, or a position
+        where the model solves causally.
     """
 
     loss_nats: Float[Array, " *labels"]
-    correct: Bool[Array, " *labels"] | None  # None where the model gives losses only
-    counted: Bool[Array, " *labels"]  # False where the label is IGNORED
+    correct: Bool[Array, " *labels"] | None
+    counted: Bool[Array, " *labels"]
     predicted: Int[Array, " *labels"] | None
     nfe: Int[Array, " *samples"]
     residual: Float[Array, " *samples"]
@@ -31,6 +38,7 @@ class Evaluation(NamedTuple):
 
 
 EvalStep = Callable[[dict[str, PyTree], Dataset], Evaluation]
+"""``(variables, batch) -> Evaluation``."""
 
 
 def make_eval_step(

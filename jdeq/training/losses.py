@@ -16,14 +16,23 @@ PyTree = Any
 
 
 class LossOutput(NamedTuple):
-    """A loss and what came with it."""
+    """A loss and what came with it.
 
-    loss_nats: Float[Array, ""]  # mean over the batch, without the penalty
-    penalty: Float[Array, ""]  # mean Jacobian penalty, before its weight; 0 if not asked for
-    accuracy: Float[Array, ""] | None  # None where the model gives losses only
-    count: Int[Array, ""]  # labels that the loss is the mean of
-    stats: SolverStats  # of the forward solve, one entry a sample
-    model_state: dict[str, PyTree]  # the collections after the call
+    Attributes:
+      loss_nats: float[], mean over the batch, without the penalty.
+      penalty: float[], mean Jacobian penalty, before its weight; 0 if not asked for.
+      accuracy: float[]; None where the model gives losses only.
+      count: int[], labels that the loss is the mean of.
+      stats: of the forward solve, one entry a sample.
+      model_state: the collections after the call.
+    """
+
+    loss_nats: Float[Array, ""]
+    penalty: Float[Array, ""]
+    accuracy: Float[Array, ""] | None
+    count: Int[Array, ""]
+    stats: SolverStats
+    model_state: dict[str, PyTree]
 
 
 class LossFn(Protocol):

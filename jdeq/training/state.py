@@ -16,15 +16,25 @@ PyTree = Any
 
 
 class TrainState(NamedTuple):
-    """Everything a step reads and writes; saved and restored as a whole."""
+    """Everything a step reads and writes; saved and restored as a whole.
 
-    step: Int[Array, ""]  # steps taken, skipped ones included; also the position in the data
+    Attributes:
+      step: int[], steps taken, skipped ones included; also the position in the data.
+      params: the parameters.
+      model_state: the other collections, batch_stats for one.
+      opt_state: of the optax optimiser.
+      key: the key of step n is ``fold_in(key, n)``.
+      skipped: int[], steps whose update was left out as non-finite.
+      skipped_in_row: int[], how many of them just now, without a good one between.
+    """
+
+    step: Int[Array, ""]
     params: PyTree
-    model_state: dict[str, PyTree]  # the other collections, batch_stats for one
+    model_state: dict[str, PyTree]
     opt_state: optax.OptState
-    key: Key[Array, ""]  # the key of step n is fold_in(key, n)
-    skipped: Int[Array, ""]  # steps whose update was left out as non-finite
-    skipped_in_row: Int[Array, ""]  # how many of them just now, without a good one between
+    key: Key[Array, ""]
+    skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
 
     @property
     def variables(self) -> dict[str, PyTree]:

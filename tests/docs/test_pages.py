@@ -157,6 +157,12 @@ def test_api_page_names_all_that_is_public(name):
         assert second in ("", first)
 
 
+def test_every_diagnostic_is_on_a_page():
+    pages = "".join((PAGES / "api" / f"{name}.md").read_text() for name in ("jdeq", "types"))
+    found = re.findall(r"^::: jdeq\.(?:diagnostics\.)?(\w+)$", pages, flags=re.MULTILINE)
+    assert set(importlib.import_module("jdeq.diagnostics").__all__) <= set(found)
+
+
 def rows(text):
     """Cells of every row of a Markdown table, under the heading before it."""
     found, heading = {}, ""

@@ -143,7 +143,7 @@ def test_adapters_are_values():
 
 def test_refusals():
     w, x = problem()
-    with pytest.raises(TypeError, match="jdeq.Jaxopt: build must be a function .* got 3"):
+    with pytest.raises(TypeError, match="jaxopt.Jaxopt: build must be a function .* got 3"):
         Jaxopt(build=3)
     with pytest.raises(TypeError, match="must return an iterative jaxopt solver; got None"):
         jdeq.fixed_point(f, w, x, x, solver=Jaxopt(build=lambda f: None))
