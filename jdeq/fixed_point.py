@@ -134,6 +134,12 @@ def fixed_point(
     # One mark for all under shard_map: the loop mixes them anyway, and f is traced only once.
     axes = tree.varying_axes((params, z0, x))
     params, z0, x = tree.vary((params, z0, x), axes)
+    if probe is not None and axes - tree.varying_axes(probe):
+        raise ValueError(
+            f"jdeq.fixed_point: probe must vary over {sorted(axes)} inside shard_map, as samples "
+            "do, or reports of devices would be added up: "
+            f"jax.lax.pcast(jdeq.backward_probe(), {tuple(sorted(axes))}, to='varying')"
+        )
     if compact > 1:
         _check_compact(gradient, solver, batch_ndim, causal, z0, x)
         if test_every >= max_steps > 1:

@@ -105,16 +105,19 @@ def iterate(
     status = jnp.full_like(zeros, RUNNING)
     if sound is not None:
         status = jnp.where(sound, status, Status.NONFINITE).astype(jnp.int32)
+    load = None
+    if tested and test_every == 1 and not (unroll or smaller):
+        # Where each step ends with a stop test, the same reduction, over devices too, tells both.
+        load = (2 + tree.counter()).astype(jnp.uint8)
     progress = Progress(
-        step=jnp.int32(0),
+        step=tree.counter(),
         state=state,
         z=first,
         residual=jnp.full_like(size, jnp.inf),
         nfe=zeros,
         status=status,
         scale=scale,
-        # Where each step ends with a stop test, the same reduction, over devices too, tells both.
-        load=jnp.uint8(2) if tested and test_every == 1 and not (unroll or smaller) else None,
+        load=load,
         reference=jnp.ones_like(size),
         stale=Stale(jnp.full_like(size, jnp.inf), zeros) if stagnates else None,
         trace=empty_trace(size, max_steps) if trace else None,

@@ -38,8 +38,8 @@ class DEQ(nn.Module):
       penalty: sown in place of that one, ``penalty(f, params, z, x, key, batch_ndim=batch_ndim)``
         -> [batch], under the same name; None: `jdeq.jacobian_penalty`.
     Raises:
-      ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say); for
-        ``compact > 1``, if the cell draws random numbers.
+      ValueError: if the cell writes to a variable collection (BatchNorm in training mode, say) or
+        calls a module that another one owns; for ``compact > 1``, if the cell draws random numbers.
     Cost: that of :func:`jdeq.fixed_point`; the penalty one product and its gradient.
     """
 
@@ -114,6 +114,12 @@ class DEQ(nn.Module):
             jax.eval_shape(f, variables, z0, x)
         except errors.ModifyScopeVariableError as error:
             raise ValueError(_writes_message(f, variables, z0, x)) from error
+        except (errors.ScopeCollectionNotFound, errors.ScopeParamNotFoundError) as error:
+            raise ValueError(
+                "jdeq.linen.DEQ: the cell must own the modules that it calls; one that belongs to "
+                "another module (tied weights) has no variables in it. Build it inside the cell, "
+                f"or pass its parameters to the cell through x; {error}"
+            ) from error
         except errors.InvalidRngError as error:
             if self.compact == 1:
                 raise

@@ -1,6 +1,5 @@
 """The DEQ module for Flax NNX."""
 
-import functools
 from typing import Any
 
 import jax
@@ -18,7 +17,8 @@ from jdeq.types import GradientRule, Solution, Solver
 class DEQ(nnx.Module):
     """Implicit layer ``z* = cell(z*, x)`` around any NNX module called as ``cell(z, x)``.
 
-    The cell is split, and merged as a copy inside the map, so a solve leaves it as it was. Each
+    The cell is split, and merged as a copy inside the map, so a solve leaves it as it was: what it
+    assigns to its own parameters, as SpectralNorm and WeightNorm do, lasts for one evaluation. Each
     random stream that the cell draws from gives one key per call, used at every evaluation, forward
     and backward; that advances the stream by one. Statistics are in the returned ``Solution``.
 
@@ -135,8 +135,9 @@ class DEQ(nnx.Module):
         if others:
             raise ValueError(
                 "jdeq.nnx.DEQ: the cell must not write variables while it is solved; it writes "
-                f"{', '.join(others)}. Use GroupNorm or LayerNorm, or BatchNorm with "
-                "use_running_average=True, inside the cell and BatchNorm outside the DEQ"
+                f"{', '.join(others)}. Use GroupNorm or LayerNorm, BatchNorm with "
+                "use_running_average=True or SpectralNorm with update_stats=False inside the cell, "
+                "and BatchNorm in training mode outside the DEQ"
             )
         if not written:
             return graph, state
@@ -155,9 +156,8 @@ class DEQ(nnx.Module):
         return nnx.split(cell)
 
 
-@functools.lru_cache(maxsize=256)
 def _pure(graph: Any) -> Any:
-    """``f(state, z, x)`` for cells of one structure: one object, so eager calls compile once."""
+    """``f(state, z, x)`` for cells of one structure."""
 
     def f(state: PyTree, z: PyTree, x: PyTree) -> PyTree:
         return nnx.merge(graph, state, copy=True)(z, x)
@@ -166,24 +166,53 @@ def _pure(graph: Any) -> Any:
 
 
 def _written(graph: Any, state: PyTree, z0: PyTree, x: PyTree) -> dict[tuple, type]:
-    """Path and type of every variable that one evaluation of the cell creates or overwrites."""
-    found = {}
+    """Path and type of every variable that one evaluation of the cell creates or overwrites with
+    something that is not its value; parameters left out.
+    """
+    kinds: dict[tuple, type] = {}
 
-    def evaluate(state: PyTree, z: PyTree, x: PyTree) -> PyTree:
+    def evaluate(state: PyTree, z: PyTree, x: PyTree) -> tuple[list, list]:
         cell = nnx.merge(graph, state, copy=True)
-        out = cell(z, x)
-        before = {path: v.get_value() for path, v in nnx.to_flat_state(state)}
-        for path, variable in nnx.to_flat_state(nnx.state(cell)):
-            if before.get(path) is not variable.get_value():
-                found[path] = type(variable)
-        return out
+        cell(z, x)
+        before = {path: jax.tree.leaves(leaf) for path, leaf in nnx.to_flat_state(state)}
+        old, new = [], []
+        for path, leaf in nnx.to_flat_state(nnx.state(cell)):
+            kind = type(leaf) if isinstance(leaf, nnx.Variable) else jax.Array
+            if not issubclass(kind, nnx.Param):
+                kinds[path] = kind
+                old.append(before.get(path, []))
+                new.append(jax.tree.leaves(leaf))
+        return old, new
 
     try:
-        jax.eval_shape(evaluate, state, z0, x)
+        closed, shapes = jax.make_jaxpr(evaluate, return_shape=True)(state, z0, x)
     except TypeError as error:
         error.add_note("jdeq.nnx.DEQ calls its cell as cell(z, x)")
         raise
-    return found
+    jaxpr: Any = closed.jaxpr
+    sources = [_source(jaxpr, var) for var in jaxpr.outvars]
+    old, new = jax.tree.unflatten(jax.tree.structure(shapes), sources)
+    return {
+        path: kind
+        for (path, kind), was, now in zip(kinds.items(), old, new, strict=True)
+        if was != now or None in now
+    }
+
+
+def _source(jaxpr: Any, var: Any) -> int | None:
+    """Which input of a program a value is, also if it passed through programs inside; None: none.
+
+    ``nnx.jit`` and ``nnx.remat`` give back all that they were given.
+    """
+    if var in jaxpr.invars:
+        return jaxpr.invars.index(var)
+    for eqn in jaxpr.eqns:
+        if var in eqn.outvars and "jaxpr" in eqn.params:
+            inner = eqn.params["jaxpr"]
+            inner = getattr(inner, "jaxpr", inner)
+            place = _source(inner, inner.outvars[eqn.outvars.index(var)])
+            return None if place is None else _source(jaxpr, eqn.invars[place])
+    return None
 
 
 def _streams(cell: nnx.Module) -> list[tuple[tuple, nnx.RngStream]]:

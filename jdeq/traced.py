@@ -1,7 +1,7 @@
 """A map traced once, with what it captures as arguments."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +23,10 @@ class Traced:
     def __init__(self, f: Any, jaxpr: Any, out: Any, which: int):
         # Neither f nor what it captured is kept: this object outlives the call in a cache.
         f = getattr(f, "__code__", f)  # of functions made anew from the same text it is the same
-        self._key = hash(f) if isinstance(f, Hashable) else id(f)
+        try:
+            self._key = hash(f)
+        except TypeError:  # it, or what it is hashed by, cannot be: arrays for one
+            self._key = hash(type(f))
         self._jaxpr, self._out, self._which = jaxpr, out, which
 
     @classmethod
@@ -33,6 +36,7 @@ class Traced:
         """f traced, and the arrays it captured."""
         jaxpr, out, captured = trace(f, params, z0, x)
         check_output(z0, out)
+        check_placement(z0, jaxpr)
         return cls(f, jaxpr, jax.tree.structure(out), which), captured
 
     def __call__(self, params: PyTree, z: PyTree, x: PyTree) -> PyTree:
@@ -119,4 +123,15 @@ def check_output(z0: PyTree, out: PyTree) -> None:
         if old.shape != new.shape:
             raise ValueError(
                 f"jdeq.fixed_point: f must keep the shapes of z, {old.shape}; got {new.shape}"
+            )
+
+
+def check_placement(z0: PyTree, jaxpr: Any) -> None:
+    """Raise unless f left the state where it was on a mesh with explicit axes."""
+    for old, new in zip(jax.tree.leaves(z0), jaxpr.outvars, strict=True):
+        was, now = jax.typeof(old).sharding.spec, new.aval.sharding.spec
+        if tuple(was) != tuple(now):
+            raise ValueError(
+                f"jdeq.fixed_point: z0 must lie on the mesh as f(z0) does, {now}; got {was}. Make "
+                "it by jnp.zeros_like of an array that does, or place it by jax.sharding.reshard"
             )

@@ -137,9 +137,17 @@ def normal_like(key: Array, like: PyTree, dtype: jnp.dtype | None = None) -> PyT
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     draws = [
-        jax.random.normal(k, a.shape, dtype or a.dtype) for k, a in zip(keys, leaves, strict=True)
+        _placed_like(jax.random.normal(k, a.shape, dtype or a.dtype), a)
+        for k, a in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, draws)
+
+
+def _placed_like(a: Array, like: Array) -> Array:
+    sharding = jax.typeof(like).sharding
+    if all(axis is None for axis in sharding.spec):
+        return a
+    return jax.sharding.reshard(a, sharding)
 
 
 def history(tree: PyTree, depth: int, ndim: int) -> PyTree:
@@ -247,3 +255,8 @@ def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
         return lax.pcast(a, missing, to="varying") if missing else a
 
     return jax.tree.map(mark, tree)
+
+
+def counter() -> Array:
+    """0, on the mesh of the context: a plain constant cannot be carried by a mapped loop there."""
+    return jnp.zeros((), jnp.int32) + jnp.zeros((), jnp.int32)

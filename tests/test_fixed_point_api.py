@@ -1,7 +1,9 @@
 """The entry point: errors, captured arrays, tracing and compiling once, check, transformations."""
 
+import dataclasses
 import functools
 import gc
+import importlib
 import warnings
 import weakref
 
@@ -738,6 +740,65 @@ def test_explicit_mesh_with_other_rules(rule):
     _close(got, want, rtol=1e-3)
 
 
+def test_penalty_and_spectrum_on_an_explicit_mesh():
+    mesh = _mesh(jax.sharding.AxisType.Explicit)
+    params, z0, x = _wide()
+    key = jax.random.key(0)
+
+    def penalty(params, x):
+        z = jnp.tanh(x)
+        return jnp.sum(jdeq.jacobian_penalty(CASE.f, params, z, x, key))
+
+    def radius(x):
+        return jdeq.spectral_radius(CASE.f, params, jnp.tanh(x), x, key)
+
+    want = jax.grad(penalty)(params, x), radius(x)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+        got = jax.jit(jax.grad(penalty))(params, split), jax.jit(radius)(split)
+    _close(got, want)
+
+
+def test_a_start_that_lies_elsewhere_than_its_image_is_refused():
+    mesh = _mesh(jax.sharding.AxisType.Explicit)
+    params, z0, x = _wide()
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        with pytest.raises(ValueError, match=r"z0 must lie on the mesh as f\(z0\) does, .*data"):
+            _solve(params, jnp.zeros(x.shape), x)
+
+
+def test_shared_inverse_inside_shard_map():
+    mesh = _mesh(jax.sharding.AxisType.Auto)
+    params, z0, x = _wide()
+    rule = jdeq.SharedInverse()
+
+    def gradient(params, z0, x):
+        return jax.grad(
+            lambda x: _loss(params, z0, x, solver=jdeq.Broyden(), gradient=rule, rtol=1e-5)
+        )(x)
+
+    whole, data = jax.P(), jax.P("data")
+    got = jax.jit(jax.shard_map(
+        gradient, mesh=mesh, in_specs=(whole, data, data), out_specs=data
+    ))(params, z0, x)  # fmt: skip
+    _close(got, gradient(params, z0, x), rtol=1e-3)
+
+
+def test_a_probe_that_devices_share_is_refused():
+    mesh = _mesh(jax.sharding.AxisType.Auto)
+    params, z0, x = _wide()
+
+    def report(probe, x):
+        return jax.grad(lambda probe: _loss(params, jnp.zeros_like(x), x, probe=probe))(probe)
+
+    with pytest.raises(ValueError, match=r"probe must vary over \['data'\] inside shard_map"):
+        jax.shard_map(report, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())(
+            jdeq.backward_probe(), x
+        )
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_meshes_with_a_sharded_width(solver, kind):
@@ -886,3 +947,24 @@ def test_an_empty_batch(solver, rule):
         )
 
     assert jax.grad(run)(0.5) == 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Frozen, so it has a hash, which fails: arrays have none."""
+
+    gain: jax.Array
+
+    def __call__(self, w, z, x):
+        return jnp.tanh(self.gain * (z @ w) + x)
+
+
+def test_a_map_whose_hash_fails_is_solved_and_compiles_once():
+    run = importlib.import_module("jdeq.fixed_point")._run
+    w, x = 0.1 * jnp.eye(5), jnp.ones((3, 5))
+    sizes = []
+    for gain in (0.5, 0.7):  # what it holds is captured: no other program
+        sol = jdeq.fixed_point(Scaled(jnp.full(5, gain)), w, jnp.zeros_like(x), x, rtol=1e-6)
+        np.testing.assert_allclose(sol.z, jnp.tanh(0.1 * gain * sol.z + 1.0), rtol=1e-5)
+        sizes.append(run._cache_size())
+    assert sizes[0] == sizes[1]

@@ -250,6 +250,25 @@ def test_batch_norm_in_training_mode_is_refused():
     assert (deq.apply(variables, X).stats.status == jdeq.Status.CONVERGED).all()
 
 
+def test_a_module_of_another_owner_in_the_cell_is_refused():
+    class Tied(nn.Module):
+        layer: nn.Module
+
+        def __call__(self, z, x):
+            return jnp.tanh(0.3 * self.layer(z) + x)
+
+    class Model(nn.Module):
+        def setup(self):
+            self.layer = nn.Dense(D)
+            self.deq = DEQ(Tied(self.layer))
+
+        def __call__(self, x):
+            return self.deq(self.layer(x)).z
+
+    with pytest.raises(ValueError, match="the cell must own the modules that it calls"):
+        Model().init(jax.random.key(0), X)
+
+
 def test_repeated_eager_calls_do_not_compile_again():
     run = importlib.import_module("jdeq.fixed_point")._run
     deq, variables = make(rate=0.4)

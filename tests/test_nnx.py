@@ -1,5 +1,6 @@
 """jdeq.nnx.DEQ: equal to the bare function, randomness fixed within a call, NNX transformations."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -259,6 +260,103 @@ def test_cells_that_write_are_refused_by_name():
     with pytest.raises(ValueError, match=r"it writes Count calls, Intermediate last\."):
         DEQ(cell)(X)
     assert cell.calls[...] == 0 and not hasattr(cell, "last")
+
+
+@dataclasses.dataclass
+class Options:
+    """Not hashable, as settings often are not."""
+
+    gain: float = 0.3
+
+
+class OrdinaryCell(nnx.Module):
+    """A map around ``layer``, with settings, a mask that is an array and weights in a dict."""
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.options = Options()
+        self.mask = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+        self.scales = nnx.Param({"gain": jnp.full(D, 0.9)})
+
+    def body(self, z, x):
+        mixed = self.layer(z) * self.mask * self.scales.get_value()["gain"]
+        return jnp.tanh(self.options.gain * mixed + x)
+
+    def __call__(self, z, x):
+        return self.body(z, x)
+
+
+class RematCell(OrdinaryCell):
+    body = nnx.remat(OrdinaryCell.body)
+
+
+class JitCell(OrdinaryCell):
+    body = nnx.jit(OrdinaryCell.body)
+
+
+def linear(rngs):
+    return nnx.Linear(D, D, rngs=rngs)
+
+
+class Spectral(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.SpectralNorm(linear(rngs), rngs=rngs)
+
+    def __call__(self, z):
+        return self.norm(z, update_stats=False)
+
+
+LAYERS = {
+    "linear": linear,
+    "weight norm": lambda rngs: nnx.WeightNorm(linear(rngs), rngs=rngs),
+    "weight norm without scale": lambda rngs: nnx.WeightNorm(
+        linear(rngs), use_scale=False, rngs=rngs
+    ),
+    "spectral norm": lambda rngs: Spectral(rngs),
+    "batch norm": lambda rngs: nnx.BatchNorm(D, use_running_average=True, rngs=rngs),
+}
+
+
+@pytest.mark.parametrize("kind", [OrdinaryCell, RematCell, JitCell])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_ordinary_cells_are_solved(kind, layer):
+    if kind is not OrdinaryCell and "norm" in layer and layer != "batch norm":
+        pytest.skip("assigns its kernel, which a transformation of NNX would give back")
+    deq = DEQ(kind(LAYERS[layer](nnx.Rngs(0))), rtol=1e-6, max_steps=100)
+    before = jax.tree.leaves(nnx.state(deq))
+
+    def unrolled(deq):
+        graph, state = nnx.split(deq.cell)
+        z = jnp.zeros_like(X)
+        for _ in range(60):
+            z = nnx.merge(graph, state, copy=True)(z, X)
+        return jnp.sum(z**2)
+
+    got = nnx.grad(lambda deq: jnp.sum(deq(X).z ** 2))(deq)
+    for ours, theirs in zip(
+        jax.tree.leaves(got), jax.tree.leaves(nnx.grad(unrolled)(deq)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for old, new in zip(before, jax.tree.leaves(nnx.state(deq)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_is_written_inside_a_transformation_is_seen():
+    class Counting(RematCell):
+        def __init__(self, layer):
+            super().__init__(layer)
+            self.calls = nnx.BatchStat(jnp.zeros(()))
+
+        def body(self, z, x):
+            @nnx.remat
+            def inner(self, z, x):
+                self.calls[...] += 1
+                return OrdinaryCell.body(self, z, x)
+
+            return inner(self, z, x)
+
+    with pytest.raises(ValueError, match=r"it writes BatchStat calls\. Use"):
+        DEQ(Counting(linear(nnx.Rngs(0))))(X)
 
 
 def test_what_is_no_cell_is_named():

@@ -178,12 +178,20 @@ def test_no_lanes(solver, rule):
     assert jax.vmap(gradient)(X[:0]).shape == (0, 12)
 
 
-def test_lanes_split_over_an_explicit_axis():
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, jdeq.RestartedAnderson(), jdeq.Reversible(beta=0.8)], ids=repr
+)
+def test_lanes_split_over_an_explicit_axis(solver):
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(_mapped(W, x, solver=solver).z ** 3))(x)
+
+    want = _solve(W, X, solver=solver).z, gradient(X)
     with jax.set_mesh(jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
         x = jax.device_put(X, jax.P("data"))
-        got = jax.jit(lambda x: _mapped(W, x, solver=jdeq.Picard()).z)(x)
-        assert jax.typeof(got).sharding.spec == jax.P("data", None)
-        np.testing.assert_allclose(got, _solve(W, X, solver=jdeq.Picard()).z, atol=1e-9)
+        got = jax.jit(lambda x: _mapped(W, x, solver=solver).z)(x), jax.jit(gradient)(x)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.sharding.spec[0] == "data"
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_spmd_axis_name_reaches_the_map():

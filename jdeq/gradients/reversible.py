@@ -106,7 +106,7 @@ class _Anchored(Solver):
     def init(self, f: Map, z: PyTree, *, ndim: int) -> _AnchoredState:
         pair = self.solver.init(f, z, ndim=ndim)
         anchors = tree.history((pair.y, pair.z), self.count, ndim)
-        return _AnchoredState(pair.z, pair.fz, pair, anchors, jnp.int32(0))
+        return _AnchoredState(pair.z, pair.fz, pair, anchors, tree.counter())
 
     def step(self, f: Map, state: _AnchoredState, *, ndim: int) -> _AnchoredState:
         pair = self.solver.step(f, state.pair, ndim=ndim)

@@ -113,8 +113,12 @@ def _solve(rule, problem, params, z0, x, probe):
     del probe
     solution, state = solve(problem, params, z0, x, freeze=rule.keeps_state)
     # The counts leave as floats: the float0 tangent of an integer cannot vary over a mesh axis.
-    stats = SolverStats(*(a.astype(solution.stats.residual.dtype) for a in solution.stats))
-    return solution._replace(stats=stats), (state if rule.keeps_state else None)
+    dtype = solution.stats.residual.dtype
+    floating = jax.tree.map(
+        lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(dtype),
+        (solution.stats, state if rule.keeps_state else None),
+    )
+    return solution._replace(stats=floating[0]), floating[1]
 
 
 @functools.partial(_solve.defjvp, symbolic_zeros=True)

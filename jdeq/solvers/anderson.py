@@ -70,7 +70,7 @@ class Anderson(Solver):
         past = tree.history(fz, depth, ndim)
         projection = tree.no_products(fz, depth, ndim)
         gram = jnp.repeat(projection[..., None], depth, axis=-1)
-        return AndersonState(z, fz, past, past, gram, projection, jnp.int32(0))
+        return AndersonState(z, fz, past, past, gram, projection, tree.counter())
 
     def step(self, f: Map, state: AndersonState, *, ndim: int) -> AndersonState:
         residual = tree.subtract(state.fz, state.z)

@@ -51,7 +51,7 @@ class Broyden(Solver):
         steps = tree.history(fz, self.history, ndim)
         nothing = tree.no_products(fz, self.history, ndim)
         square = jnp.repeat(nothing[..., None], self.history, axis=-1)
-        return BroydenState(z, fz, steps, square, square, jnp.int32(0))
+        return BroydenState(z, fz, steps, square, square, tree.counter())
 
     def step(self, f: Map, state: BroydenState, *, ndim: int) -> BroydenState:
         full = state.count == self.history

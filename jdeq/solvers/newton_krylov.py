@@ -94,10 +94,10 @@ def gmres(
     """
     length = tree.norm(rhs, ndim)
     first = tree.scale(_reciprocal(length), rhs)
-    basis = tree.history_set(tree.history(rhs, steps + 1, ndim), jnp.int32(0), first, ndim)
+    basis = tree.history_set(tree.history(rhs, steps + 1, ndim), tree.counter(), first, ndim)
     rows = jnp.zeros_like(tree.history_dot(basis, rhs, ndim))
     krylov = _Krylov(
-        step=jnp.int32(0),
+        step=tree.counter(),
         basis=basis,
         hessenberg=jnp.repeat(rows[..., None, :], steps, axis=-2),
         null=rows.at[..., 0].set(1.0),

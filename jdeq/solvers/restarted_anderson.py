@@ -68,7 +68,7 @@ class RestartedAnderson(Solver):
         residuals = tree.history(fz, self.depth, ndim)
         nothing = tree.no_products(fz, self.depth, ndim)
         square = jnp.repeat(nothing[..., None], self.depth, axis=-1)
-        return RestartedAndersonState(z, fz, residuals, square, square, jnp.int32(0))
+        return RestartedAndersonState(z, fz, residuals, square, square, tree.counter())
 
     def step(self, f: Map, state: RestartedAndersonState, *, ndim: int) -> RestartedAndersonState:
         slot = jnp.where(state.count == self.depth, 0, state.count)

@@ -46,7 +46,8 @@ def count_flops(step: TrainStep, model: nn.Module) -> TrainStep:
     library take over, which it cannot see into.
 
     Nothing is told where it would be wrong: for other rules and solvers (their loops do not report
-    all they do), several DEQs in a model, other loops in it, or a backend that does not count.
+    all they do), several DEQs in a model, other loops in it, a step whose devices
+    stop for themselves, or a backend that does not count.
 
     Args:
       step: from `make_train_step`.
@@ -77,8 +78,9 @@ def _count(step: Any, model, state, batch, weight, penalize) -> _Count | None:
     shapes = jax.eval_shape(parts, state.variables, batch.inputs)
     traced = step.trace(state, batch, weight, penalize=penalize)
     whole = _flops(traced.lower())
-    loops = _loops(traced.jaxpr)
-    if whole is None or len(found) > 1:
+    loops = _number(traced.jaxpr, ("while", "scan"))
+    # XLA counts a part of the batch that devices solve for themselves once, not once a device.
+    if whole is None or len(found) > 1 or _number(traced.jaxpr, ("shard_map",)):
         return None
     if not found:
         return None if loops else lambda metrics: whole
@@ -123,8 +125,8 @@ def _flops(lowered: Any) -> float | None:
     return (lowered.cost_analysis() or {}).get("flops")
 
 
-def _loops(jaxpr: Any) -> int:
-    """How many loops a program has, those within others included."""
+def _number(jaxpr: Any, names: tuple[str, ...]) -> int:
+    """How many operations of these names a program has, those within others included."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     # A custom_linear_solve carries its transpose and more, but runs its ``solve``.
     values = [getattr(v, "solve", v) for eqn in jaxpr.eqns for v in eqn.params.values()]
@@ -134,5 +136,5 @@ def _loops(jaxpr: Any) -> int:
         for part in (value if isinstance(value, tuple | list) else (value,))
         if hasattr(part, "eqns") or hasattr(part, "jaxpr")
     )
-    own = sum(equation.primitive.name in ("while", "scan") for equation in jaxpr.eqns)
-    return own + sum(map(_loops, inner))
+    own = sum(equation.primitive.name in names for equation in jaxpr.eqns)
+    return own + sum(_number(part, names) for part in inner)

@@ -10,10 +10,12 @@ import jdeq
 from jdeq.data import Dataset
 from jdeq.linen import DEQ
 from jdeq.training import (
+    Layout,
     Phase,
     count_flops,
     cross_entropy_loss,
     make_init,
+    make_mesh,
     make_train_step,
     peak_flops,
     peak_memory,
@@ -43,12 +45,12 @@ class Affine(nn.Module):
         return nn.Dense(2)(solution.z), solution
 
 
-def metrics_of(model, *, has_probe=True):
+def metrics_of(model, *, has_probe=True, **options):
     optimizer = optax.sgd(0.1)
     inputs = np.random.default_rng(0).normal(size=(BATCH, WIDTH)).astype(np.float32)
     state = make_init(model, optimizer)(jax.random.key(0), inputs)
     loss = cross_entropy_loss(model, probe_backward=has_probe)
-    step = count_flops(make_train_step(loss, optimizer), model)
+    step = count_flops(make_train_step(loss, optimizer, **options), model)
     _, metrics = step(state, Dataset(inputs, np.zeros(BATCH, np.int32)), 0.0, penalize=False)
     return {name: float(value) for name, value in metrics.items()}
 
@@ -78,7 +80,10 @@ def test_nothing_is_told_where_it_would_be_wrong():
     """Loops that report nothing; two solves, of which the statistics are the last one's."""
     unrolled = (("gradient", jdeq.Unrolled()), ("max_steps", 3))
     assert "flops" not in metrics_of(Affine(unrolled), has_probe=False)
-    assert "flops" not in metrics_of(Affine((("max_steps", 3),), solves=2))
+    short = (("max_steps", 3),)
+    assert "flops" not in metrics_of(Affine(short, solves=2))
+    parts = {"layout": Layout(mesh=make_mesh(data=8)), "local_stop": True}
+    assert "flops" not in metrics_of(Affine(short), **parts)  # XLA counts one part of eight
 
 
 def test_records_have_the_rate_and_the_memory(tmp_path):
