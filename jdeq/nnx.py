@@ -31,8 +31,9 @@ class DEQ(nnx.Module):
         in :func:`jdeq.fixed_point`.
     Raises:
       TypeError: when built, if the cell is no NNX module.
-      ValueError: when called, if the cell writes variables other than its random streams (BatchNorm
-        in training mode, say); for ``compact > 1``, if the cell draws random numbers.
+      ValueError: when called, if the cell writes variables other than its random streams and its
+        parameters (BatchNorm in training mode, say); for ``compact > 1``, if the cell draws random
+        numbers.
     Cost: that of :func:`jdeq.fixed_point`; the cell is traced once more.
     """
 

@@ -112,7 +112,7 @@ class Point:
 def _solve(rule, problem, params, z0, x, probe):
     del probe
     solution, state = solve(problem, params, z0, x, freeze=rule.keeps_state)
-    # The counts leave as floats: the float0 tangent of an integer cannot vary over a mesh axis.
+    # Integers leave as floats: the float0 tangent of an integer cannot vary over a mesh axis.
     dtype = solution.stats.residual.dtype
     floating = jax.tree.map(
         lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else a.astype(dtype),
