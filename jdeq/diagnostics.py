@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from jdeq import tree
-from jdeq.fixed_point import fixed_point
+from jdeq.fixed_point import backward_probe, fixed_point
 from jdeq.gradients import Implicit
 from jdeq.iterate import resolution
 from jdeq.solvers import Anderson
@@ -121,7 +121,7 @@ def gradient_cosine(
     differentiate = jax.grad(objective, argnums=(0, 5), has_aux=True)
     (ours, _), solution = differentiate(params, gradient, rtol, max_steps, z0, None)
     tight = max(rtol * tighten, 16 * resolution(jax.tree.map(jnp.asarray, z0)))
-    probe = jnp.zeros(2)
+    probe = backward_probe()
     (reference, backward), solution = differentiate(
         params, Implicit(), tight, 10 * max_steps, lax.stop_gradient(solution.z), probe
     )

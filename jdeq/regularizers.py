@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jdeq import tree
-from jdeq.types import ParamMap
+from jdeq.types import ParamMap, require_integer
 
 
 def jacobian_penalty(
@@ -46,10 +46,7 @@ def jacobian_penalty(
     Source: Bai, Koltun, Kolter (2021), Stabilizing Equilibrium Models by Jacobian Regularization,
       eq. 3-4; Hutchinson (1989).
     """
-    if not isinstance(num_probes, int) or num_probes < 1:
-        raise ValueError(
-            f"jdeq.jacobian_penalty: num_probes must be an integer >= 1; got {num_probes}"
-        )
+    require_integer("jdeq.jacobian_penalty", "num_probes", num_probes, 1)
     z = lax.stop_gradient(z)
     fz, pullback = jax.vjp(lambda z: tree.cast_like(f(params, z, x), z), z)
     axes = tree.varying_axes(fz)

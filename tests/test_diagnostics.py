@@ -225,6 +225,13 @@ def test_gradient_cosine_orders_the_rules():
     assert max(tight.reference_residual, one.reference_residual) <= 1e-6
 
 
+def test_gradient_cosine_in_float64():
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda a: a.astype("float64"), problem())
+        found = gradient_cosine(tanh, params, jnp.zeros_like(x), x, quadratic, rtol=1e-8)
+        assert found.relative_error < 1e-7 and found.reference_residual < 1e-10
+
+
 def test_gradient_cosine_against_hand_made_gradients():
     params, x = problem()
     z0 = jnp.zeros_like(x)

@@ -214,3 +214,10 @@ def test_surface_carries_its_equilibria():
         plots.surface(z, x, fz.T, 0.5 * x, ax=ax)
     with pytest.raises(ValueError, match="surface: ax must have projection='3d'"):
         plots.surface(z, x, fz, 0.5 * x, ax=Figure().subplots())
+
+
+def test_a_trace_that_was_never_finite_leaves_the_axes_empty():
+    ax = Figure().add_subplot()
+    plots.residual_trace(np.array([[np.inf, np.inf], [np.nan, np.nan]]), ax=ax, rtol=1e-3)
+    line, tolerance = ax.lines
+    assert not np.isfinite(line.get_ydata()).any() and tolerance.get_ydata()[0] == 1e-3

@@ -90,7 +90,7 @@ def test_penalty_of_pytree_states_and_without_a_batch_axis():
 
 
 def test_penalty_needs_a_probe():
-    with pytest.raises(ValueError, match="num_probes must be an integer >= 1; got 0"):
+    with pytest.raises(ValueError, match="num_probes must be >= 1; got 0"):
         jdeq.jacobian_penalty(f, W, Z, X, MANY[0], num_probes=0)
 
 

@@ -36,7 +36,7 @@ class Bytes:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Bytes that are not UTF-8, such as half a character, become U+FFFD."""
-        return bytes(ids).decode(errors="replace")
+        return bytes(int(i) for i in ids).decode(errors="replace")  # not an array's memory
 
 
 class Words:

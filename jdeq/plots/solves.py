@@ -32,7 +32,8 @@ def residual_trace(
     for row in range(1, len(trace)):
         trace[row] = np.where(np.isfinite(trace[row]), trace[row], trace[row - 1])
     measured = np.isfinite(trace).any(axis=0)  # not those that were not finite from the start
-    low, median, high = np.percentile(trace[:, measured], [5, 50, 95], axis=1)
+    trace = trace[:, measured] if measured.any() else np.full((len(trace), 1), np.nan)
+    low, median, high = np.percentile(trace, [5, 50, 95], axis=1)
     taken = np.arange(1, 1 + len(trace)) * (1 if per_step is None else per_step)
     (line,) = ax.semilogy(taken, median, marker="o", ms=3, label=label)
     ax.fill_between(taken, low, high, color=line.get_color(), alpha=0.2, lw=0)
