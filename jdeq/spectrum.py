@@ -47,7 +47,7 @@ def spectral_radius(
       num_products: products ``J v`` in all, >= 1.
       batch_ndim: number of sample axes, >= 0.
     Returns:
-      one value per sample, float32 or wider; NaN where J is not finite. A constant for
+      one value per sample, float32 or wider; NaN where J, or its square, is not finite. A constant for
       differentiation.
     Raises:
       ValueError: if ``num_products`` < 1.
@@ -250,5 +250,7 @@ def propose_beta(
 
 def _unit(a: PyTree, ndim: int) -> PyTree:
     """Each sample scaled to length 1, or left at 0."""
+    # In two steps: the squares of large and of small entries leave the range of floats.
+    a = tree.divide(a, tree.unit(tree.largest(a, ndim)))
     size = tree.norm(a, ndim)
     return tree.scale(1.0 / jnp.where(size == 0, 1.0, size), a)

@@ -409,3 +409,14 @@ def test_leading_eigenvalues_keep_samples_apart_and_name_what_is_wrong():
     ):
         with pytest.raises(ValueError, match=f"leading_eigenvalues: {message}"):
             eigenvalues(matrices, **options)
+
+
+def test_a_radius_whose_square_is_no_float_is_not_told():
+    jacobian = np.random.default_rng(0).normal(size=(24, 24)).astype(np.float32)
+    z = jnp.ones((1, 24))
+    for scale, told in ((1e-10, True), (1.0, True), (1e30, False)):
+        radius = jdeq.spectral_radius(
+            lambda p, z, x: z @ p.T + x, scale * jacobian, z, z, jax.random.key(0)
+        )[0]
+        truth = scale * np.abs(np.linalg.eigvals(jacobian.astype(np.float64))).max()
+        assert np.isclose(radius, truth, rtol=1e-3) if told else np.isnan(radius)
