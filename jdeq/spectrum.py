@@ -47,8 +47,8 @@ def spectral_radius(
       num_products: products ``J v`` in all, >= 1.
       batch_ndim: number of sample axes, >= 0.
     Returns:
-      one value per sample, float32 or wider; NaN where J, or its square, is not finite. A constant for
-      differentiation.
+      one value per sample, float32 or wider; NaN where J, or its square, is not finite. A constant
+      for differentiation.
     Raises:
       ValueError: if ``num_products`` < 1.
     Cost: one evaluation of f and ``num_products`` products; ``m = 2/3 num_products`` copies of z in
